@@ -1,0 +1,1 @@
+"""What acts: pure policy, the effects that touch the world, and one shell per process around them."""

@@ -1,0 +1,1 @@
+"""The control API: HTTP queries and commands under /api/v1."""

@@ -1,0 +1,1 @@
+"""Every touch of the world: log, database, processes, clock, network."""

@@ -1,0 +1,1 @@
+"""The append-only log: guarded atomic appends and the ordered, gapless reader."""

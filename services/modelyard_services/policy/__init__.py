@@ -1,0 +1,1 @@
+"""What should be: pure decisions. No clock, no I/O, no randomness."""

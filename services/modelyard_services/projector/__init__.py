@@ -1,0 +1,1 @@
+"""The PostgreSQL read model and the public lifecycle stream."""

@@ -1,0 +1,1 @@
+"""What workers report, decided: registration and facts by request and reply."""

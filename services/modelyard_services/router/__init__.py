@@ -1,0 +1,1 @@
+"""Leases: which replica serves a request, and until when."""

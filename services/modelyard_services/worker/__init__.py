@@ -1,0 +1,1 @@
+"""The node agent: real processes that follow their node's events."""
