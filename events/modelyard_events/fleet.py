@@ -1,0 +1,80 @@
+"""Events of the fleet as a whole: settings, and who may ask (tokens, by digest only).
+
+Invariant: no secret is here; a token is 256 random bits, of which only the SHA-256 enters the log.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from modelyard_events.base import FleetEvent
+
+Role = Literal["viewer", "operator", "admin"]
+
+
+class Settings(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What operators change at run time; every figure is BEHAVIOURS' default."""
+
+    reconciler_frozen: bool = False
+    evictions_frozen: bool = False
+    drain_deadline_seconds: float = 600.0
+    lost_after_seconds: float = 60.0
+    lost_grace_seconds: float = 600.0
+    mass_loss_share: float = 0.3
+    idle_scale_down_seconds: float = 300.0
+    breaker_failed_passes: int = 3
+    breaker_cool_down_seconds: float = 300.0
+
+
+class FleetSettingsChanged(FleetEvent, frozen=True, kw_only=True, tag="fleet.settings_changed.v1"):
+    """`settings` are whole; `changed` names the fields that differ from before."""
+
+    settings: Settings
+    changed: tuple[str, ...]
+
+
+class FleetMassLossDeclared(FleetEvent, frozen=True, kw_only=True, tag="fleet.mass_loss_declared.v1"):
+    """More nodes fell silent in one pass than the brake allows: nothing of theirs is ended until it clears (N9)."""
+
+    nodes: tuple[str, ...]
+    fleet_size: int
+
+
+class FleetMassLossCleared(FleetEvent, frozen=True, kw_only=True, tag="fleet.mass_loss_cleared.v1"):
+    """An operator said so, or the heartbeats came back."""
+
+    cause: Literal["operator", "heartbeats"]
+
+
+class FleetTokenCreated(FleetEvent, frozen=True, kw_only=True, tag="fleet.token_created.v1"):
+    """A client may ask in this role."""
+
+    name: str
+    role: Role
+    digest: str
+
+
+class FleetTokenRevoked(FleetEvent, frozen=True, kw_only=True, tag="fleet.token_revoked.v1"):
+    name: str
+
+
+class FleetRegistrationTokenCreated(FleetEvent, frozen=True, kw_only=True, tag="fleet.registration_token_created.v1"):
+    """Workers may register with it (rule N4)."""
+
+    name: str
+    digest: str
+
+
+class FleetRegistrationTokenRevoked(FleetEvent, frozen=True, kw_only=True, tag="fleet.registration_token_revoked.v1"):
+    name: str
+
+
+FleetOwnEvent = (
+    FleetSettingsChanged
+    | FleetMassLossDeclared
+    | FleetMassLossCleared
+    | FleetTokenCreated
+    | FleetTokenRevoked
+    | FleetRegistrationTokenCreated
+    | FleetRegistrationTokenRevoked
+)
