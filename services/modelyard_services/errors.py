@@ -1,0 +1,149 @@
+"""Every error a user can meet, with the code a program reads.
+
+```
+ModelyardError
+├── InvalidRequestError      invalid_request     the request can't be read; names field and value
+├── NotFoundError            not_found           no such node, replica, reservation, lease …
+│   └── ModelUnknownError    model_unknown       no such model
+├── ConflictError            conflict            the entity is in a state that forbids it
+├── PreconditionError        precondition_failed the entity moved on since `If-Match`
+├── IdempotencyError         idempotency_mismatch another body under the same key
+├── UnauthorizedError        unauthorized        no token, or an unknown one
+├── ForbiddenError           forbidden           the role doesn't allow it
+├── ModelLoadingError        model_loading       on its way; ask again after `retry_after_seconds`
+├── NoCapacityError          no_capacity         fits when something frees
+├── UnsatisfiableError       unsatisfiable       nothing about load can help
+├── OverloadedError          overloaded          a named limit is reached; ask again later
+├── ReplicaFailedError       replica_failed      the process behind the request failed
+├── StaleRevisionError       stale_revision      another revision is in force
+├── StaleFactError           stale_fact          a worker told of a life or a replica that is over
+├── NodeGoneError            gone                the node was removed; register afresh
+├── NameTakenError           name_taken          another live worker has the name
+├── NotYetError              not_yet             the read model hasn't passed `min_seq`
+├── UnavailableError         unavailable         log or database is away; nothing was done
+└── ContendedError           contended           too many conflicts in a row; nothing was done
+```
+
+Invariant: `detail` says what to do about it; `field` and `value` are there when one field is at fault.
+"""
+
+from typing import ClassVar
+
+
+class ModelyardError(Exception):
+    """An expected failure, told to whoever asked.
+
+    Attributes:
+        code: the machine-readable name, stable for ever.
+        retryable: whether the same request can succeed later without a change.
+        field: the field at fault, if one is.
+        value: what stood there.
+        retry_after_seconds: when to ask again, if that is known.
+        extra: further members of the answer (state, node, progress …).
+    """
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        field: str | None = None,
+        value: object = None,
+        retry_after_seconds: float | None = None,
+        extra: dict[str, object] | None = None,
+    ) -> None:
+        self.detail = detail
+        self.field = field
+        self.value = value
+        self.retry_after_seconds = retry_after_seconds
+        self.extra = extra or {}
+        super().__init__(detail)
+
+
+class InvalidRequestError(ModelyardError):
+    code = "invalid_request"
+
+
+class NotFoundError(ModelyardError):
+    code = "not_found"
+
+
+class ModelUnknownError(NotFoundError):
+    code = "model_unknown"
+
+
+class ConflictError(ModelyardError):
+    code = "conflict"
+
+
+class PreconditionError(ModelyardError):
+    code = "precondition_failed"
+
+
+class IdempotencyError(ModelyardError):
+    code = "idempotency_mismatch"
+
+
+class UnauthorizedError(ModelyardError):
+    code = "unauthorized"
+
+
+class ForbiddenError(ModelyardError):
+    code = "forbidden"
+
+
+class ModelLoadingError(ModelyardError):
+    code = "model_loading"
+    retryable = True
+
+
+class NoCapacityError(ModelyardError):
+    code = "no_capacity"
+    retryable = True
+
+
+class UnsatisfiableError(ModelyardError):
+    code = "unsatisfiable"
+
+
+class OverloadedError(ModelyardError):
+    code = "overloaded"
+    retryable = True
+
+
+class ReplicaFailedError(ModelyardError):
+    code = "replica_failed"
+    retryable = True
+
+
+class StaleRevisionError(ModelyardError):
+    code = "stale_revision"
+
+
+class StaleFactError(ModelyardError):
+    code = "stale_fact"
+
+
+class NodeGoneError(ModelyardError):
+    code = "gone"
+
+
+class NameTakenError(ModelyardError):
+    code = "name_taken"
+
+
+class NotYetError(ModelyardError):
+    code = "not_yet"
+    retryable = True
+
+
+class UnavailableError(ModelyardError):
+    code = "unavailable"
+    retryable = True
+
+
+class ContendedError(ModelyardError):
+    code = "contended"
+    retryable = True
