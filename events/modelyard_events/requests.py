@@ -1,0 +1,157 @@
+"""What a worker asks the registrar to decide, and what it is answered.
+
+Invariant: every request carries the worker's incarnation, and the registrar alone decides; a worker never
+appends (rule W1).
+"""
+
+import msgspec
+
+from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
+from modelyard_events.node import Gpu, NodeFacts, NodeType
+from modelyard_events.replica import Process, ProcessExit
+from modelyard_events.telemetry import ReplicaReading
+
+FACTS_MAX = 1_000
+"""Facts in one report: what a worker buffers while the log is away (rule W8) arrives in slices of this size."""
+
+REGISTER = "register"
+REPORT = "report"
+PING = "ping"
+LOGS = "logs"
+USED = "used"
+
+
+class Register(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A worker's first request of each life and each reconnection (rule N2).
+
+    `secret` proves the state directory (N3); `token` is the registration token; `inventory` what runs there.
+    """
+
+    node: NodeName
+    node_type: NodeType
+    incarnation: IncarnationId
+    facts: NodeFacts
+    secret: str
+    token: str
+    inventory: tuple[ReplicaReading, ...] = ()
+
+
+class Registered(msgspec.Struct, frozen=True, omit_defaults=True, tag="registered"):
+    """`admission` as the fleet has it at `sequence`; a pending node sees nothing else."""
+
+    admission: str
+    sequence: int
+    heartbeat_seconds: float
+
+
+class Refused(msgspec.Struct, frozen=True, omit_defaults=True, tag="refused"):
+    """`code` is an error code of DESIGN's errors: name_taken, unauthorized, gone, stale_fact, unavailable …"""
+
+    code: str
+    detail: str
+
+
+class LoadStarted(msgspec.Struct, frozen=True, tag="load_started"):
+    replica: ReplicaId
+    process: Process
+
+
+class Loaded(msgspec.Struct, frozen=True, omit_defaults=True, tag="loaded"):
+    """`memory` is the measured footprint, bytes per device; None where it can't be measured."""
+
+    replica: ReplicaId
+    address: str
+    memory: dict[int, int] | None = None
+
+
+class LoadFailed(msgspec.Struct, frozen=True, omit_defaults=True, tag="load_failed"):
+    replica: ReplicaId
+    detail: str
+    exit: ProcessExit = ProcessExit()
+
+
+class Crashed(msgspec.Struct, frozen=True, tag="crashed"):
+    """A ready process ended though nobody asked it to."""
+
+    replica: ReplicaId
+    exit: ProcessExit
+
+
+class Stopped(msgspec.Struct, frozen=True, omit_defaults=True, tag="stopped"):
+    """The process and its group have exited, as asked."""
+
+    replica: ReplicaId
+    exit: ProcessExit = ProcessExit()
+
+
+class ProbeFailed(msgspec.Struct, frozen=True, tag="probe_failed"):
+    """Three background probes in a row missed while the replica was idle (rule T4)."""
+
+    replica: ReplicaId
+    detail: str
+
+
+class Measured(msgspec.Struct, frozen=True, tag="measured"):
+    """A footprint measured later, or anew; bytes per device."""
+
+    replica: ReplicaId
+    memory: dict[int, int]
+
+
+class CapacityChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag="capacity_changed"):
+    gpus: tuple[Gpu, ...] = ()
+    vram_total: int | None = None
+    ram_total: int | None = None
+    disk_total: int | None = None
+
+
+class Departing(msgspec.Struct, frozen=True, tag="departing"):
+    """A graceful stop: the worker's processes have ended."""
+
+
+Fact = LoadStarted | Loaded | LoadFailed | Crashed | Stopped | ProbeFailed | Measured | CapacityChanged | Departing
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Facts in the order they happened. `report` numbers them within an incarnation, so that a resend is harmless."""
+
+    node: NodeName
+    incarnation: IncarnationId
+    report: int
+    facts: tuple[Fact, ...]
+
+
+class Reported(msgspec.Struct, frozen=True, omit_defaults=True, tag="reported"):
+    """All facts were decided by `sequence`; `stale` names the replicas whose facts came too late, and why."""
+
+    sequence: int
+    stale: dict[ReplicaId, str] = {}
+
+
+class LogsRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Lines of one replica (`model#index` or id), or of all replicas of a model, merged by time (rule W7)."""
+
+    key: str
+    lines: int = 100
+    follow: bool = False
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """One line of a process; `time_ns` is the worker's own clock."""
+
+    time_ns: int
+    replica: ReplicaId
+    key: str
+    stream: str
+    text: str
+
+
+class LogsReply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A slice of lines, oldest first; `end` once no more will come."""
+
+    lines: tuple[LogLine, ...] = ()
+    end: bool = False
+
+
+RegisterReply = Registered | Refused
+ReportReply = Reported | Refused

@@ -1,0 +1,80 @@
+"""Telemetry folded: what was heard last from each worker and router.
+
+Invariant: it decides nothing by itself and is never hashed; a reading that is missing is None, never zero (N9).
+Times are the observer's own, in nanoseconds; callers pass `now_ns`.
+"""
+
+from typing import Final
+
+import msgspec
+from modelyard_events.ids import NodeName, ReplicaId
+from modelyard_events.telemetry import Heartbeat, RouterReport
+
+ROUTER_GONE_NS: Final = 5_000_000_000
+"""A router silent for 5 s is gone and its leases with it (rule T2): twenty reports missed."""
+
+
+class HeardNode(msgspec.Struct, frozen=True):
+    heartbeat: Heartbeat
+    heard_ns: int
+
+
+class HeardRouter(msgspec.Struct, frozen=True):
+    report: RouterReport
+    heard_ns: int
+
+
+class Demand(msgspec.Struct):
+    """Heartbeats by node, reports by router incarnation."""
+
+    nodes: dict[NodeName, HeardNode] = {}
+    routers: dict[str, HeardRouter] = {}
+    last_used_ns: dict[ReplicaId, int] = {}
+
+    def hear_node(self, heartbeat: Heartbeat, *, now_ns: int) -> None:
+        """Take note of a heartbeat."""
+        self.nodes[heartbeat.node] = HeardNode(heartbeat, now_ns)
+        for reading in heartbeat.replicas:
+            if reading.last_used_ns is not None:
+                self._use(reading.replica, reading.last_used_ns)
+
+    def hear_router(self, report: RouterReport, *, now_ns: int) -> None:
+        """Take note of a router's report; one that leaves is forgotten with its leases."""
+        if report.leaving:
+            self.routers.pop(report.router, None)
+        else:
+            self.routers[report.router] = HeardRouter(report, now_ns)
+        for replica, used_ns in report.last_used_ns.items():
+            self._use(replica, used_ns)
+
+    def forget(self, replica: ReplicaId) -> None:
+        """Drop what is known of an ended replica."""
+        self.last_used_ns.pop(replica, None)
+
+    def live_routers(self, *, now_ns: int) -> list[RouterReport]:
+        """The last report of each router that isn't gone."""
+        return [heard.report for heard in self.routers.values() if now_ns - heard.heard_ns < ROUTER_GONE_NS]
+
+    def in_flight(self, replica: ReplicaId, *, now_ns: int, except_router: str | None = None) -> int:
+        """Leases on `replica` over all live routers, but for one that counts its own."""
+        return sum(
+            report.in_flight.get(replica, 0)
+            for report in self.live_routers(now_ns=now_ns)
+            if report.router != except_router
+        )
+
+    def is_empty(self, replica: ReplicaId, *, drained_at: int, now_ns: int) -> bool:
+        """Whether every live router has folded `drained_at` and holds no lease on the replica (rule R8)."""
+        return all(
+            report.folded_sequence >= drained_at and not report.in_flight.get(replica)
+            for report in self.live_routers(now_ns=now_ns)
+        )
+
+    def heartbeat(self, node: NodeName) -> Heartbeat | None:
+        """The last heartbeat of `node`, None when none was heard."""
+        heard = self.nodes.get(node)
+        return heard.heartbeat if heard else None
+
+    def _use(self, replica: ReplicaId, used_ns: int) -> None:
+        if used_ns > self.last_used_ns.get(replica, 0):
+            self.last_used_ns[replica] = used_ns
