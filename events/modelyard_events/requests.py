@@ -45,7 +45,7 @@ class Registered(msgspec.Struct, frozen=True, omit_defaults=True, tag="registere
 
 
 class Refused(msgspec.Struct, frozen=True, omit_defaults=True, tag="refused"):
-    """`code` is an error code of DESIGN's errors: name_taken, unauthorized, gone, stale_fact, unavailable …"""
+    """`code` is an error code of DESIGN's errors: name_taken, unauthorized, gone, stale_fact, and others."""
 
     code: str
     detail: str

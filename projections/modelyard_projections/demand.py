@@ -7,6 +7,7 @@ Times are the observer's own, in nanoseconds; callers pass `now_ns`.
 from typing import Final
 
 import msgspec
+
 from modelyard_events.ids import NodeName, ReplicaId
 from modelyard_events.telemetry import Heartbeat, RouterReport
 

@@ -8,7 +8,6 @@ from modelyard_events.base import FleetEvent, ModelEvent
 from modelyard_events.envelope import Recorded
 from modelyard_events.replica import ReplicaEvent
 from modelyard_events.reservation import ReservationEvent
-
 from modelyard_projections.fleet.evolve_fleet import evolve_fleet
 from modelyard_projections.fleet.evolve_model import evolve_model
 from modelyard_projections.fleet.evolve_node import evolve_node

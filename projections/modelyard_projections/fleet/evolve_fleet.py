@@ -13,7 +13,6 @@ from modelyard_events.fleet import (
     FleetTokenCreated,
     FleetTokenRevoked,
 )
-
 from modelyard_projections.fleet.picture import FleetState
 from modelyard_projections.fleet.state import RegistrationToken, Token
 

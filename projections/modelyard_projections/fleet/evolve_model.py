@@ -6,6 +6,7 @@ Invariant: a model that is neither defined nor scheduled nor running leaves the 
 from typing import assert_never
 
 import msgspec
+
 from modelyard_events.envelope import Recorded
 from modelyard_events.ids import ModelName
 from modelyard_events.model import (
@@ -24,7 +25,6 @@ from modelyard_events.model import (
     ModelScheduleCleared,
     ModelScheduleSet,
 )
-
 from modelyard_projections.fleet.evolve_node import NANOSECONDS
 from modelyard_projections.fleet.picture import FleetState
 from modelyard_projections.fleet.state import Breaker, ModelReplica, ModelState, Refusal, ScheduleState

@@ -6,6 +6,7 @@ Invariant: nothing but an operator's event changes admission, operator labels, i
 from typing import assert_never
 
 import msgspec
+
 from modelyard_events.envelope import Recorded
 from modelyard_events.ids import IncarnationId, NodeName
 from modelyard_events.node import (
@@ -30,7 +31,6 @@ from modelyard_events.node import (
     NodeVramBudgetOverridden,
     Overridable,
 )
-
 from modelyard_projections.fleet.picture import FleetState
 from modelyard_projections.fleet.state import (
     Alive,

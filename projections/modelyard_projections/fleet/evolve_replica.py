@@ -7,6 +7,7 @@ the network does between.
 from typing import assert_never
 
 import msgspec
+
 from modelyard_events.envelope import Recorded
 from modelyard_events.ids import ModelName, NodeName, ReplicaId
 from modelyard_events.replica import (
@@ -21,7 +22,6 @@ from modelyard_events.replica import (
     ReplicaStopRequested,
     ReplicaUnloaded,
 )
-
 from modelyard_projections.fleet.evolve_node import NANOSECONDS
 from modelyard_projections.fleet.picture import FleetState
 from modelyard_projections.fleet.state import (

@@ -15,7 +15,6 @@ from modelyard_events.reservation import (
     ReservationReleased,
     ReservationResized,
 )
-
 from modelyard_projections.fleet.evolve_node import NANOSECONDS
 from modelyard_projections.fleet.picture import FleetState
 from modelyard_projections.fleet.state import NodeState, ReservationState

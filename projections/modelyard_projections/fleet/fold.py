@@ -9,7 +9,6 @@ from typing import Final
 
 from modelyard_events.codec import subject_of, tag_of
 from modelyard_events.envelope import Recorded
-
 from modelyard_projections.fleet.evolve import evolve
 from modelyard_projections.fleet.picture import CommandRecord, FleetState
 

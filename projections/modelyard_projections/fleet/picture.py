@@ -6,12 +6,12 @@ Invariant: only `Fleet.apply` and what it calls change it.
 from typing import Literal
 
 import msgspec
+
 from modelyard_events.codec import subject_of
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.fleet import Settings
 from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId, ReservationId
 from modelyard_events.subjects import FLEET_SUBJECT, model_subject, node_subject
-
 from modelyard_projections.fleet.state import (
     ModelState,
     NodeState,

@@ -7,6 +7,7 @@ address can't be written. Times are the log's, in nanoseconds since 1970; sizes 
 from typing import Literal
 
 import msgspec
+
 from modelyard_events.fleet import Role
 from modelyard_events.ids import IncarnationId, LabelKey, ModelName, NodeName, ReplicaId, ReservationId, Revision
 from modelyard_events.model import RefusalKind

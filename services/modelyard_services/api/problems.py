@@ -1,0 +1,145 @@
+"""Errors as problem details (RFC 9457): `type`, `title`, `status`, `code`, `detail`, and the field at fault.
+
+Invariant: a known cause never becomes a bare 500; an unknown one says so and is logged with its trace.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
+
+from modelyard_events.errors import InvalidValueError
+from modelyard_services.errors import ModelyardError
+
+PROBLEM_JSON: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:modelyard:problem:"
+
+STATUS_OF: Final[Mapping[str, int]] = {
+    "invalid_request": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "model_unknown": 404,
+    "method_not_allowed": 405,
+    "conflict": 409,
+    "contended": 409,
+    "stale_revision": 409,
+    "stale_fact": 409,
+    "name_taken": 409,
+    "gone": 410,
+    "precondition_failed": 412,
+    "payload_too_large": 413,
+    "idempotency_mismatch": 422,
+    "unsatisfiable": 422,
+    "overloaded": 429,
+    "internal": 500,
+    "replica_failed": 502,
+    "model_loading": 503,
+    "no_capacity": 503,
+    "not_yet": 503,
+    "unavailable": 503,
+}
+"""HTTP status by error code (rule T8); every code of errors.py is here, which a test holds."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of every error under `/api/v1`."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    field: str | None = None
+    value: Any = None
+    retryable: bool = False
+    errors: list[dict[str, Any]] | None = None
+    extra: dict[str, Any] | None = None
+
+
+def problem(code: str, detail: str, **members: Any) -> Response[Problem]:
+    """The response for one error."""
+    status = STATUS_OF[code]
+    body = Problem(
+        type=TYPE_PREFIX + code,
+        title=code.replace("_", " "),
+        status=status,
+        code=code,
+        detail=detail,
+        **members,
+    )
+    return Response(body, status_code=status, media_type=PROBLEM_JSON)
+
+
+def on_modelyard_error(_request: Request[Any, Any, Any], error: ModelyardError) -> Response[Problem]:
+    """An expected failure, with `Retry-After` where it is known."""
+    response = problem(
+        error.code,
+        error.detail,
+        field=error.field,
+        value=_plain(error.value),
+        retryable=error.retryable,
+        extra=error.extra or None,
+    )
+    if error.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    return response
+
+
+def on_invalid_value(_request: Request[Any, Any, Any], error: InvalidValueError) -> Response[Problem]:
+    """A value that its field refuses."""
+    return problem("invalid_request", str(error), field=error.field, value=_plain(error.value))
+
+
+def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+    """The framework's own refusals: unknown route or method, a body that can't be read."""
+    if isinstance(error, ValidationException):
+        return _on_validation(request, error)
+    code = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}.get(
+        error.status_code, "invalid_request" if error.status_code < HTTP_500_INTERNAL_SERVER_ERROR else "internal"
+    )
+    response = problem(code, f"{request.method} {request.url.path}: {error.detail}")
+    response.headers.update(error.headers or {})
+    return response
+
+
+def on_unknown_error(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    """A defect of ours."""
+    _log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    return problem("internal", f"unexpected {type(error).__name__}; it is in the server's log")
+
+
+def _on_validation(request: Request[Any, Any, Any], error: ValidationException) -> Response[Problem]:
+    extra = error.extra if isinstance(error.extra, list) else []
+    faults = [
+        {
+            "field": str(fault.get("key", "")),
+            "detail": str(fault.get("message", "")),
+            "in": str(fault.get("source", "")),
+        }
+        for fault in extra
+        if isinstance(fault, dict)
+    ]
+    field = faults[0]["field"] if faults else None
+    detail = "; ".join(f"{fault['field']}: {fault['detail']}" for fault in faults) or error.detail
+    value = request.query_params.get(field) if field else None
+    return problem("invalid_request", detail, field=field, value=value, errors=faults or None)
+
+
+def _plain(value: object) -> Any:
+    return msgspec.to_builtins(value, enc_hook=str) if value is not None else None
+
+
+EXCEPTION_HANDLERS: Final = {
+    ModelyardError: on_modelyard_error,
+    InvalidValueError: on_invalid_value,
+    HTTPException: on_http_error,
+    HTTP_500_INTERNAL_SERVER_ERROR: on_unknown_error,
+    Exception: on_unknown_error,
+}

@@ -1,0 +1,197 @@
+"""What every process of the control plane stands on: NATS, the log followed into the fleet, telemetry, the journal.
+
+Invariant: NATS may be away at the start or at any time later: the runtime retries with back-off, says so in
+`problems`, and what was folded stays readable.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, Self
+
+import msgspec
+import nats.errors
+import structlog
+
+from modelyard_events.envelope import Actor, Envelope
+from modelyard_events.ids import CommandId
+from modelyard_events.subjects import NODE_TELEMETRY, ROUTER_TELEMETRY
+from modelyard_events.telemetry import Heartbeat, RouterReport
+from modelyard_projections.demand import Demand
+from modelyard_projections.fleet import Fleet
+from modelyard_services.effects.bus import Bus
+from modelyard_services.effects.clock import Clock, Ids, backoff_seconds
+from modelyard_services.effects.feed import Feed, OnBatch
+from modelyard_services.effects.journal import Journal
+from modelyard_services.effects.log.contract import Log
+from modelyard_services.errors import UnavailableError
+
+RETRY_BASE_SECONDS: Final = 0.1
+RETRY_CAP_SECONDS: Final = 5.0
+"""Between tries to reach a server that is away: soon after a restart, gentle in an outage."""
+
+LAG_READY_MAX: Final = 1_000
+"""Sequences behind which a process doesn't call itself ready: about 10 ms of folding."""
+
+_log = structlog.get_logger(__name__)
+_HEARTBEAT: Final = msgspec.json.Decoder(Heartbeat)
+_REPORT: Final = msgspec.json.Decoder(RouterReport)
+
+Connected = tuple[Log, Bus]
+Connect = Callable[[], contextlib.AbstractAsyncContextManager[Connected]]
+
+
+class Runtime:
+    """One process's view of the fleet, and its way to change it. Use as an async context manager."""
+
+    def __init__(self, process: str, connect: Connect) -> None:
+        self.process = process
+        self.clock = Clock()
+        self.ids = Ids()
+        self.demand = Demand()
+        self.fleet = Fleet()
+        self.feed = Feed(self.fleet)
+        self.journal = Journal(self.feed)
+        self.log: Log | None = None
+        self.connected_since_ns: int | None = None
+        self._bus: Bus | None = None
+        self._connect = connect
+        self._away: str | None = "connecting"
+        self._on_connect: list[Callable[[Bus], Awaitable[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name=f"{self.process}-runtime")
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    @property
+    def bus(self) -> Bus:
+        """The bus.
+
+        Raises:
+            UnavailableError: NATS is away.
+        """
+        if self._bus is None:
+            raise UnavailableError(f"NATS is away: {self._away}", retry_after_seconds=2)
+        return self._bus
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the process isn't ready; empty when it is."""
+        found = []
+        if self.feed.failure is not None:
+            found.append(f"feed: {self.feed.failure}")
+        if self._away is not None:
+            found.append(f"nats: {self._away}")
+        elif self.feed.lag > LAG_READY_MAX:
+            found.append(f"feed: {self.feed.lag} sequences behind the log")
+        return found
+
+    @property
+    def ready(self) -> bool:
+        return not self.problems
+
+    def on_batch(self, callback: OnBatch) -> None:
+        """Call `callback(events, touched)` after each folded slice of whole batches."""
+        self.feed.on_batch(callback)
+
+    async def on_connect(self, callback: Callable[[Bus], Awaitable[None]]) -> None:
+        """Call `callback(bus)` now if connected, and after each new connection."""
+        self._on_connect.append(callback)
+        if self._bus is not None:
+            await callback(self._bus)
+
+    async def wait_ready(self, *, timeout_seconds: float) -> None:
+        """Wait until the process is ready.
+
+        Raises:
+            UnavailableError: it isn't within `timeout_seconds`; says why.
+        """
+        deadline = self.clock.monotonic_ns() + round(timeout_seconds * 1e9)
+        while not self.ready:
+            if self.clock.monotonic_ns() > deadline:
+                raise UnavailableError("; ".join(self.problems))
+            await self.clock.sleep(0.01)
+
+    def envelope(
+        self,
+        actor: Actor | None = None,
+        *,
+        command: str | None = None,
+        correlation: str | None = None,
+        causation: str | None = None,
+        trace: str | None = None,
+        request_digest: str | None = None,
+    ) -> Envelope:
+        """An envelope for a command; by default of this process itself, with a random command id."""
+        identity = CommandId(command or self.ids.new("c"))
+        return Envelope(
+            actor=actor or Actor("system", self.process),
+            command=identity,
+            correlation=correlation or identity,
+            causation=causation,  # type: ignore[arg-type]
+            trace=trace,
+            request_digest=request_digest,
+        )
+
+    async def _run(self) -> None:
+        attempt = 0
+        while self.feed.failure is None:
+            try:
+                async with self._connect() as (log, bus):
+                    attempt = 0
+                    await self._serve(log, bus)
+            except (nats.errors.Error, UnavailableError, OSError, TimeoutError) as error:
+                self._away = str(error) or type(error).__name__
+                _log.warning("nats is away", problem=self._away, attempt=attempt)
+            finally:
+                self._detach()
+            await self.clock.sleep(backoff_seconds(attempt, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS))
+            attempt += 1
+
+    async def _serve(self, log: Log, bus: Bus) -> None:
+        await bus.listen(NODE_TELEMETRY, self._hear_node)
+        await bus.listen(ROUTER_TELEMETRY, self._hear_router)
+        self.log, self._bus, self._away = log, bus, None
+        self.connected_since_ns = self.clock.monotonic_ns()
+        self.journal.attach(log)
+        for callback in self._on_connect:
+            await callback(bus)
+        await self.feed.run(log)
+
+    def _detach(self) -> None:
+        self.log, self._bus, self.connected_since_ns = None, None, None
+        self.journal.attach(None)
+        self._away = self._away or "disconnected"
+
+    def _hear_node(self, _subject: str, body: bytes) -> None:
+        try:
+            heartbeat = _HEARTBEAT.decode(body)
+        except msgspec.MsgspecError as error:
+            _log.warning("heartbeat can't be read", problem=str(error))
+            return
+        self.demand.hear_node(heartbeat, now_ns=self.clock.monotonic_ns())
+
+    def _hear_router(self, _subject: str, body: bytes) -> None:
+        try:
+            report = _REPORT.decode(body)
+        except msgspec.MsgspecError as error:
+            _log.warning("router report can't be read", problem=str(error))
+            return
+        self.demand.hear_router(report, now_ns=self.clock.monotonic_ns())
+
+
+def in_memory(process: str, log: Log, bus: Bus) -> Runtime:
+    """A runtime over a given log and bus, for tests of what stands on it."""
+
+    @contextlib.asynccontextmanager
+    async def connect() -> AsyncIterator[Connected]:
+        yield log, bus
+
+    return Runtime(process, connect)
