@@ -12,7 +12,7 @@ from modelyard_events.base import FleetEvent
 Role = Literal["viewer", "operator", "admin"]
 
 
-class Settings(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What operators change at run time; every figure is BEHAVIOURS' default."""
 
     reconciler_frozen: bool = False

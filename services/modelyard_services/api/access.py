@@ -80,12 +80,11 @@ class Identify(ASGIMiddleware):
     scopes = (ScopeType.HTTP,)
     exclude_opt_key = "open"
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
-
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        scope["auth"] = self._access.identify(headers)
+        # From the application's state: the framework copies its middlewares, and a runtime can't be copied.
+        access: Access = scope["litestar_app"].state.service.access
+        scope["auth"] = access.identify(headers)
         await next_app(scope, receive, send)
 
 

@@ -3,7 +3,7 @@
 Invariant: a known cause never becomes a bare 500; an unknown one says so and is logged with its trace.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -136,7 +136,7 @@ def _plain(value: object) -> Any:
     return msgspec.to_builtins(value, enc_hook=str) if value is not None else None
 
 
-EXCEPTION_HANDLERS: Final = {
+EXCEPTION_HANDLERS: Final[dict[int | type[Exception], Callable[[Request[Any, Any, Any], Any], Response[Any]]]] = {
     ModelyardError: on_modelyard_error,
     InvalidValueError: on_invalid_value,
     HTTPException: on_http_error,

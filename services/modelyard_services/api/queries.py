@@ -1,0 +1,184 @@
+"""What is: nodes, models, replicas, reservations, schedules, settings, from the fleet in memory.
+
+Invariant: a list is answered from one state of the fleet, named by its `sequence`.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from litestar import Controller, get
+from litestar.params import Parameter
+
+from modelyard_events.ids import ReplicaId
+from modelyard_events.selectors import matches, parse_selector
+from modelyard_services.api import views
+from modelyard_services.api.access import requires
+from modelyard_services.api.service import PAGE_MAX, ApiRequest, page, service_of
+from modelyard_services.errors import NotFoundError
+
+Limit = Annotated[int, Parameter(ge=1, le=PAGE_MAX, description="Items in one answer.")]
+Cursor = Annotated[str | None, Parameter(query="after", description="The `next` of the page before.")]
+
+
+class NodeList(msgspec.Struct, frozen=True):
+    items: list[views.NodeView]
+    next: str | None
+    sequence: int
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    items: list[views.ModelView]
+    next: str | None
+    sequence: int
+
+
+class ReplicaList(msgspec.Struct, frozen=True):
+    items: list[views.ReplicaView]
+    next: str | None
+    sequence: int
+
+
+class ReservationList(msgspec.Struct, frozen=True):
+    items: list[views.ReservationView]
+    next: str | None
+    sequence: int
+
+
+class ScheduleList(msgspec.Struct, frozen=True):
+    items: list[views.ScheduleView]
+    next: str | None
+    sequence: int
+
+
+class Queries(Controller):
+    """The read side."""
+
+    guards = [requires("viewer")]  # noqa: RUF012 - the framework reads it as a class attribute
+    tags = ["queries"]  # noqa: RUF012 - as above
+
+    @get("/nodes", summary="List nodes")
+    async def list_nodes(  # noqa: PLR0913 - one parameter per filter of the contract
+        self,
+        request: ApiRequest,
+        *,
+        admission: Literal["pending", "approved", "rejected"] | None = None,
+        liveness: views.LivenessName | None = None,
+        intent: views.IntentName | None = None,
+        node_type: Literal["backend", "agent"] | None = None,
+        selector: str | None = None,
+        limit: Limit = PAGE_MAX,
+        after: Cursor = None,
+    ) -> NodeList:
+        """Nodes in the order of their names."""
+        service = service_of(request)
+        terms = parse_selector(selector, field="selector")
+        found = [
+            node
+            for node in service.fleet.nodes.values()
+            if (admission is None or node.admission == admission)
+            and (liveness is None or views.liveness_name(node) == liveness)
+            and (intent is None or views.intent_name(node) == intent)
+            and (node_type is None or node.node_type == node_type)
+            and matches(terms, node.labels)
+        ]
+        taken, cursor = page(found, lambda node: node.name, limit=limit, after=after)
+        return NodeList([_node(request, node.name) for node in taken], cursor, service.fleet.sequence)
+
+    @get("/nodes/{node:str}", summary="Show a node")
+    async def show_node(self, request: ApiRequest, node: str) -> views.NodeView:
+        """One node with its four facets, labels, devices and budgets."""
+        return _node(request, node)
+
+    @get("/models", summary="List models")
+    async def list_models(self, request: ApiRequest, limit: Limit = PAGE_MAX, after: Cursor = None) -> ModelList:
+        """Models in the order of their names: defined, scheduled, or still running."""
+        fleet = service_of(request).fleet
+        taken, cursor = page(list(fleet.models.values()), lambda model: model.name, limit=limit, after=after)
+        return ModelList([views.model_view(model, fleet) for model in taken], cursor, fleet.sequence)
+
+    @get("/models/{model:str}", summary="Show a model")
+    async def show_model(self, request: ApiRequest, model: str) -> views.ModelView:
+        """One model with its spec, its schedule and why it isn't placed, if it isn't."""
+        service = service_of(request)
+        return views.model_view(service.model(model), service.fleet)
+
+    @get("/replicas", summary="List replicas")
+    async def list_replicas(
+        self,
+        request: ApiRequest,
+        *,
+        model: str | None = None,
+        node: str | None = None,
+        replica_state: Annotated[views.ReplicaStateName | None, Parameter(query="state")] = None,
+        limit: Limit = PAGE_MAX,
+        after: Cursor = None,
+    ) -> ReplicaList:
+        """Living replicas in the order of their ids."""
+        service = service_of(request)
+        found = [
+            view
+            for view in (_replica(request, replica) for replica in service.fleet.replicas)
+            if (model is None or view.model == model)
+            and (node is None or view.node == node)
+            and (replica_state is None or view.state == replica_state)
+        ]
+        taken, cursor = page(found, lambda view: view.id, limit=limit, after=after)
+        return ReplicaList(taken, cursor, service.fleet.sequence)
+
+    @get("/replicas/{replica:str}", summary="Show a replica")
+    async def show_replica(self, request: ApiRequest, replica: str) -> views.ReplicaView:
+        """One living replica; an ended one is in its events."""
+        return _replica(request, ReplicaId(replica))
+
+    @get("/reservations", summary="List reservations")
+    async def list_reservations(
+        self, request: ApiRequest, node: str | None = None, limit: Limit = PAGE_MAX, after: Cursor = None
+    ) -> ReservationList:
+        """Living reservations, a replica's or an operator's."""
+        fleet = service_of(request).fleet
+        found = [held for held in fleet.reservations.values() if node is None or held.node == node]
+        taken, cursor = page(found, lambda held: held.id, limit=limit, after=after)
+        return ReservationList([views.reservation_view(held) for held in taken], cursor, fleet.sequence)
+
+    @get("/schedules", summary="List schedules")
+    async def list_schedules(self, request: ApiRequest, limit: Limit = PAGE_MAX, after: Cursor = None) -> ScheduleList:
+        """Schedules in the order of their models' names."""
+        fleet = service_of(request).fleet
+        found = [view for view in map(views.schedule_view, fleet.models.values()) if view is not None]
+        taken, cursor = page(found, lambda view: view.model_name, limit=limit, after=after)
+        return ScheduleList(taken, cursor, fleet.sequence)
+
+    @get("/models/{model:str}/schedule", summary="Show a model's schedule")
+    async def show_schedule(self, request: ApiRequest, model: str) -> views.ScheduleView:
+        """The schedule with its source and its breaker."""
+        view = views.schedule_view(service_of(request).model(model))
+        if view is None:
+            raise NotFoundError(f"model {model!r} has no schedule", field="model", value=model)
+        return view
+
+    @get("/settings", summary="Show the settings")
+    async def show_settings(self, request: ApiRequest) -> views.SettingsView:
+        """What operators changed at run time, and the nodes of an open mass loss."""
+        return views.settings_view(service_of(request).fleet)
+
+
+def _node(request: ApiRequest, name: str) -> views.NodeView:
+    service = service_of(request)
+    clock = service.runtime.clock
+    return views.node_view(
+        service.node(name), service.runtime.demand, now_ns=clock.now_ns(), monotonic_ns=clock.monotonic_ns()
+    )
+
+
+def _replica(request: ApiRequest, replica: ReplicaId) -> views.ReplicaView:
+    service = service_of(request)
+    state = service.fleet.replicas.get(replica)
+    if state is None:
+        raise NotFoundError(
+            f"there is no living replica {replica!r}; `modelyard events` tells of ended ones",
+            field="replica",
+            value=replica,
+        )
+    return views.replica_view(
+        state, service.fleet, service.runtime.demand, monotonic_ns=service.runtime.clock.monotonic_ns()
+    )
