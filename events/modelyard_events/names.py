@@ -58,15 +58,15 @@ def operator_label_key(text: str, *, field: str = "label") -> LabelKey:
 
 
 def label_value(text: str, *, field: str = "label value") -> str:
-    """`text` as a label's value: at most 255 printable characters, without the selector's `,()`.
+    """`text` as a label's value: at most 255 printable characters, without white space and the selector's `,()`.
 
     Raises:
         InvalidValueError: it can't be one.
     """
     if len(text) > LABEL_VALUE_LENGTH_MAX:
         raise InvalidValueError(field, f"{text[:20]}…", f"is longer than {LABEL_VALUE_LENGTH_MAX} characters")
-    if not text.isprintable() or set(",()") & set(text) or text != text.strip():
-        raise InvalidValueError(field, text, "holds an unprintable character, one of ',()' or outer white space")
+    if not text.isprintable() or set(",()") & set(text) or any(character.isspace() for character in text):
+        raise InvalidValueError(field, text, "holds white space, an unprintable character or one of ',()'")
     return text
 
 

@@ -54,7 +54,7 @@ Selector = tuple[Term, ...]
 
 _TERM: Final = re.compile(
     r"""(?P<absent>!)?\s*(?P<key>[^\s=!,()]+)
-        (?:\s*(?P<sign>!=|==|=)\s*(?P<value>[^,()]*)
+        (?:\s*(?P<sign>!=|==|=)\s*(?P<value>[^,()\s]*)
           |\s+(?P<set>in|notin)\s*\(\s*(?P<values>[^()]*)\))?""",
     re.VERBOSE,
 )

@@ -3,6 +3,7 @@
 ```
 ModelyardError
 ├── InvalidRequestError      invalid_request     the request can't be read; names field and value
+│   └── InvalidEntriesError  invalid_request     several faults at once, each with file, line and field
 ├── NotFoundError            not_found           no such node, replica, reservation, lease …
 │   └── ModelUnknownError    model_unknown       no such model
 ├── ConflictError            conflict            the entity is in a state that forbids it
@@ -27,6 +28,7 @@ ModelyardError
 Invariant: `detail` says what to do about it; `field` and `value` are there when one field is at fault.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 
@@ -64,6 +66,15 @@ class ModelyardError(Exception):
 
 class InvalidRequestError(ModelyardError):
     code = "invalid_request"
+
+
+class InvalidEntriesError(InvalidRequestError):
+    """Every fault of a configuration or a body, told together; nothing of it was applied."""
+
+    def __init__(self, faults: Sequence[str], *, errors: Sequence[Mapping[str, object]], field: str | None) -> None:
+        self.errors = [dict(error) for error in errors]
+        count = f"{len(faults)} faults: " if len(faults) > 1 else ""
+        super().__init__(count + "; ".join(faults), field=field)
 
 
 class NotFoundError(ModelyardError):

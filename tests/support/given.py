@@ -6,6 +6,7 @@ Invariant: `given` folds real events with the real fold, so a history that can't
 from collections.abc import Callable, Sequence
 
 import pytest
+
 from modelyard_events.decision import Decision
 from modelyard_events.envelope import Actor, AnyEvent, Envelope, Recorded
 from modelyard_events.ids import CommandId, IncarnationId, ModelName, NodeName, ReplicaId, ReservationId

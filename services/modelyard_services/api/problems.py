@@ -13,7 +13,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
 from modelyard_events.errors import InvalidValueError
-from modelyard_services.errors import ModelyardError
+from modelyard_services.errors import InvalidEntriesError, ModelyardError
 
 PROBLEM_JSON: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:modelyard:problem:"
@@ -86,6 +86,7 @@ def on_modelyard_error(_request: Request[Any, Any, Any], error: ModelyardError) 
         value=_plain(error.value),
         retryable=error.retryable,
         extra=error.extra or None,
+        errors=[_plain(fault) for fault in error.errors] if isinstance(error, InvalidEntriesError) else None,
     )
     if error.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))

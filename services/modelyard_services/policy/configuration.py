@@ -1,0 +1,335 @@
+"""What operators write, judged whole: models and schedules from a file, the environment or a request (S1-S3).
+
+Invariant: every fault is found and told together, with file, line and field; of a faulty document nothing is used.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Final, Literal, get_type_hints
+
+import msgspec
+
+from modelyard_events.errors import InvalidValueError
+from modelyard_events.ids import ModelName
+from modelyard_events.names import model_name
+from modelyard_events.selectors import parse_selector
+from modelyard_events.sizes import parse_size
+from modelyard_events.spec import (
+    Autoscale,
+    Health,
+    ModelSpec,
+    Positive,
+    Schedule,
+    ScheduleMode,
+    ScheduleSource,
+    Seconds,
+    SecretRef,
+    SpreadAll,
+)
+from modelyard_services.errors import InvalidEntriesError
+
+Path = tuple[str | int, ...]
+Lines = Mapping[Path, int]
+
+FAULTS_MAX: Final = 100
+"""Faults told of one document; a file with more has one cause."""
+
+
+class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as it is written. Sizes are bytes or text (`512MiB`); what is left out has the spec's default."""
+
+    command: list[str]
+    environment: dict[str, str | SecretRef] | None = None
+    working_directory: str | None = None
+    health: Health | None = None
+    files: list[str] | None = None
+    devices: list[str] | None = None
+    ready_timeout_seconds: Seconds | None = None
+    stop_grace_seconds: Seconds | None = None
+    vram: int | str | None = None
+    file_size: int | str | None = None
+    disk: int | str | None = None
+    concurrency_groups: list[str] | None = None
+    pinned: bool | None = None
+    max_concurrency: Positive | None = None
+
+
+class ScheduleBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule as it is written: `replicas: all`, or a floor and a ceiling, plus options (rules S1, S2)."""
+
+    node_selector: str | dict[str, str] | None = None
+    replicas: str | bool | int | float | None = None
+    spread_all: bool | None = None
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    placement: Literal["spread", "binpack"] | None = None
+    max_per_node: Positive | None = None
+    gpus: Positive | None = None
+    idle_timeout_seconds: Seconds | None = None
+    target_in_flight: float | None = None
+    rollout: Literal["surge", "replace"] | None = None
+    affinity: Literal["none", "session", "prefix"] | None = None
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A parsed document and where its parts stood. `lines` maps paths to 1-based lines; empty for JSON bodies."""
+
+    value: Any
+    name: str
+    source: ScheduleSource
+    lines: dict[Path, int] = {}
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One thing to mend."""
+
+    document: str
+    line: int | None
+    field: str
+    value: Any
+    problem: str
+
+    def __str__(self) -> str:
+        where = f"{self.document}:{self.line}" if self.line else self.document
+        return f"{where}: {self.field}: {self.problem}"
+
+
+class ScheduleEntry(msgspec.Struct, frozen=True):
+    schedule: Schedule
+    source: ScheduleSource
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """What the documents ask for, and what to tell about it."""
+
+    models: dict[ModelName, ModelSpec] = {}
+    schedules: dict[ModelName, ScheduleEntry] = {}
+    warnings: tuple[str, ...] = ()
+
+
+def read_documents(documents: Sequence[Document]) -> Configuration:
+    """All of `documents`; where an entry stands in two, the later wins, with a warning (rule S3).
+
+    Raises:
+        InvalidEntriesError: with every fault of every document.
+    """
+    reader = _Reader()
+    for document in documents:
+        reader.read(document)
+    _raise(reader.faults)
+    return Configuration(reader.models, reader.schedules, tuple(reader.warnings))
+
+
+def read_model(body: Any, *, name: str) -> ModelSpec:
+    """The spec in a request's body.
+
+    Raises:
+        InvalidEntriesError: with every fault.
+    """
+    reader = _Reader()
+    spec = reader.model_spec(body, (), Document(body, name, "api"))
+    _raise(reader.faults)
+    if spec is None:
+        raise AssertionError("a body without faults gives a spec")
+    return spec
+
+
+def read_schedule(body: Any, *, name: str) -> Schedule:
+    """The schedule in a request's body.
+
+    Raises:
+        InvalidEntriesError: with every fault.
+    """
+    reader = _Reader()
+    schedule = reader.schedule(body, (), Document(body, name, "api"))
+    _raise(reader.faults)
+    if schedule is None:
+        raise AssertionError("a body without faults gives a schedule")
+    return schedule
+
+
+class _Reader:
+    """Collects what the documents hold, and every fault on the way."""
+
+    def __init__(self) -> None:
+        self.models: dict[ModelName, ModelSpec] = {}
+        self.schedules: dict[ModelName, ScheduleEntry] = {}
+        self.warnings: list[str] = []
+        self.faults: list[Fault] = []
+
+    def read(self, document: Document) -> None:
+        value = document.value
+        if value is None:
+            return
+        if isinstance(value, list):
+            self._entries(value, (), document, self._schedule_entry)
+            return
+        if not isinstance(value, dict):
+            self._fault(document, (), "document", value, "is neither a mapping nor a list of schedule entries")
+            return
+        for key, entries in value.items():
+            read_entry = {"models": self._model_entry, "schedules": self._schedule_entry}.get(str(key))
+            if read_entry is None:
+                self._unknown(document, (key,), str(key), ["models", "schedules"])
+            elif entries is not None:
+                self._entries(entries, (key,), document, read_entry)
+
+    def model_spec(self, entry: Any, path: Path, document: Document) -> ModelSpec | None:
+        before = len(self.faults)
+        fields = self._fields(entry, path, document, ModelBody)
+        for size in ("vram", "file_size", "disk"):
+            if fields.get(size) is not None:
+                fields[size] = self._checked(document, (*path, size), size, fields[size], parse_size)
+        if len(self.faults) > before:
+            return None
+        spec: ModelSpec | None = self._built(document, path, lambda: msgspec.convert(fields, ModelSpec))
+        return spec
+
+    def schedule(self, entry: Any, path: Path, document: Document) -> Schedule | None:
+        before = len(self.faults)
+        fields = self._fields(entry, path, document, ScheduleBody)
+        selector = fields.pop("node_selector", None)
+        terms = self._checked(document, (*path, "node_selector"), "node_selector", selector, parse_selector)
+        mode = self._mode(fields, path, document)
+        if len(self.faults) > before:
+            return None
+        options = {key: value for key, value in fields.items() if key not in _MODE_FIELDS}
+        built: Schedule | None = self._built(
+            document, path, lambda: Schedule(mode=mode or Autoscale(), node_selector=terms, **options)
+        )
+        return built
+
+    def _entries(
+        self, entries: Any, path: Path, document: Document, read_entry: Callable[[Any, Path, Document], None]
+    ) -> None:
+        if not isinstance(entries, list):
+            self._fault(document, path, str(path[-1]), entries, "is not a list of entries")
+            return
+        for index, entry in enumerate(entries):
+            read_entry(entry, (*path, index), document)
+
+    def _model_entry(self, entry: Any, path: Path, document: Document) -> None:
+        name, rest = self._named(entry, path, document, "name")
+        before = len(self.faults)
+        spec = self.model_spec(rest, path, document)
+        if name is None or spec is None or len(self.faults) > before:
+            return
+        if name in self.models:
+            self.warnings.append(f"{document.name}: model {name!r} was defined before; this entry wins")
+        self.models[name] = spec
+
+    def _schedule_entry(self, entry: Any, path: Path, document: Document) -> None:
+        name, rest = self._named(entry, path, document, "model_name")
+        before = len(self.faults)
+        schedule = self.schedule(rest, path, document)
+        if name is None or schedule is None or len(self.faults) > before:
+            return
+        if name in self.schedules:
+            self.warnings.append(f"{document.name}: {name!r} was scheduled before; this entry wins")
+        self.schedules[name] = ScheduleEntry(schedule, document.source)
+
+    def _named(self, entry: Any, path: Path, document: Document, key: str) -> tuple[ModelName | None, Any]:
+        if not isinstance(entry, dict):
+            return None, entry
+        rest = {field: value for field, value in entry.items() if field != key}
+        if not isinstance(entry.get(key), str):
+            self._fault(document, (*path, key), key, entry.get(key), "is required, and is a text")
+            return None, rest
+        return self._checked(document, (*path, key), key, entry[key], model_name), rest
+
+    def _fields(self, entry: Any, path: Path, document: Document, body: type) -> dict[str, Any]:
+        """The fields of `entry` that `body` knows and could be converted to their types."""
+        if not isinstance(entry, dict):
+            self._fault(document, path, str(path[-1]) if path else "body", entry, "is not a mapping")
+            return {}
+        hints = get_type_hints(body, include_extras=True)
+        fields: dict[str, Any] = {}
+        for key, value in entry.items():
+            if key not in hints:
+                self._unknown(document, (*path, key), str(key), list(hints))
+            elif value is not None:
+                self._convert(fields, str(key), value, hints[key], document=document, path=(*path, key))
+        if body is ModelBody and "command" not in entry:
+            self._fault(document, path, "command", None, "is required: the words of the command line")
+        return fields
+
+    def _mode(self, fields: Mapping[str, Any], path: Path, document: Document) -> ScheduleMode | None:
+        """Rule S2: `replicas: all` or a range, never both."""
+        before = len(self.faults)
+        everywhere = self._everywhere(fields.get("replicas"), path, document) or fields.get("spread_all") is True
+        minimum, maximum = fields.get("min_replicas", 0), fields.get("max_replicas", 0)
+        for field, value in (("min_replicas", minimum), ("max_replicas", maximum)):
+            if value < 0:
+                self._fault(document, (*path, field), field, value, "is negative")
+        if everywhere and (minimum or maximum):
+            problem = "excludes min_replicas and max_replicas: one replica on every node, or a range"
+            self._fault(document, path, "replicas", "all", problem)
+        elif 0 < maximum < minimum:
+            problem = f"is above max_replicas ({maximum}); 0 there means no limit"
+            self._fault(document, (*path, "min_replicas"), "min_replicas", minimum, problem)
+        if len(self.faults) > before:
+            return None
+        return SpreadAll() if everywhere else Autoscale(minimum, maximum)
+
+    def _everywhere(self, replicas: object, path: Path, document: Document) -> bool:
+        if isinstance(replicas, bool) or replicas is None:
+            return replicas is True
+        text = str(replicas).strip().lower() if isinstance(replicas, str) else None
+        if text in {"all", "auto", ""}:
+            return text == "all"
+        problem = 'is not "all"; use min_replicas and max_replicas for a count'
+        self._fault(document, (*path, "replicas"), "replicas", replicas, problem)
+        return False
+
+    def _convert(
+        self, fields: dict[str, Any], field: str, value: Any, hint: Any, *, document: Document, path: Path
+    ) -> None:
+        try:
+            fields[field] = msgspec.convert(value, hint)
+        except msgspec.ValidationError as error:
+            self._fault(document, path, field, value, _plain(error))
+        except InvalidValueError as error:
+            self._fault(document, path, error.field, error.value, error.problem)
+
+    def _checked(self, document: Document, path: Path, field: str, value: Any, check: Any) -> Any:
+        try:
+            return check(value, field=field)
+        except InvalidValueError as error:
+            self._fault(document, path, error.field, error.value, error.problem)
+            return None
+
+    def _built(self, document: Document, path: Path, build: Callable[[], Any]) -> Any:
+        try:
+            return build()
+        except InvalidValueError as error:
+            self._fault(document, (*path, error.field), error.field, error.value, error.problem)
+        except msgspec.ValidationError as error:
+            self._fault(document, path, "entry", None, _plain(error))
+        return None
+
+    def _unknown(self, document: Document, path: Path, field: str, known: Sequence[str]) -> None:
+        close = get_close_matches(field, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+        self._fault(document, path, field, None, f"is unknown; {hint}")
+
+    def _fault(self, document: Document, path: Path, field: str, value: Any, problem: str) -> None:
+        line = next(
+            (document.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in document.lines), None
+        )
+        self.faults.append(Fault(document.name, line, field, value, problem))
+
+
+_MODE_FIELDS: Final = frozenset({"replicas", "spread_all", "min_replicas", "max_replicas"})
+
+
+def _plain(error: msgspec.ValidationError) -> str:
+    text = str(error)
+    return text[:1].lower() + text[1:]
+
+
+def _raise(faults: Sequence[Fault]) -> None:
+    if not faults:
+        return
+    told = faults[:FAULTS_MAX]
+    errors = [msgspec.to_builtins(fault, enc_hook=str) for fault in told]
+    raise InvalidEntriesError([str(fault) for fault in told], errors=errors, field=told[0].field)
