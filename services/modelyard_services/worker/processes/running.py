@@ -1,0 +1,66 @@
+"""What is asked of the supervisor and what it says is running. Plain data."""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from modelyard_events.ids import IncarnationId, ReplicaId, Revision
+from modelyard_events.replica import Process
+from modelyard_events.spec import LaunchSpec
+from modelyard_events.telemetry import ReplicaActivity
+
+from modelyard_services.worker.processes.health import PROBE_SECONDS
+from modelyard_services.worker.processes.keys import ProcessKey
+from modelyard_services.worker.processes.ports import QUARANTINE_SECONDS, PortRange
+
+
+class ProcessesSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`host` is what backends bind to, `advertise` what others reach them by; `allow_commands` empty allows all.
+
+    `at_worker_end`: `keep` lets processes run on for the next worker to adopt, `end` ends them with this one, even
+    if it is killed.
+    """
+
+    state_dir: Path
+    incarnation: IncarnationId
+    host: str = "127.0.0.1"
+    advertise: str = "127.0.0.1"
+    ports: PortRange = PortRange()
+    allow_commands: tuple[str, ...] = ()
+    at_worker_end: Literal["keep", "end"] = "keep"
+    ready_timeout_seconds: float = 300.0
+    probe_interval_seconds: float = 15.0
+    probe_seconds: float = PROBE_SECONDS
+    quarantine_seconds: float = QUARANTINE_SECONDS
+
+    @property
+    def probe_host(self) -> str:
+        """Where this node reaches what binds to `host`."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+
+    def address(self, port: int) -> str:
+        return f"[{self.advertise}]:{port}" if ":" in self.advertise else f"{self.advertise}:{port}"
+
+
+class StartRequest(msgspec.Struct, frozen=True):
+    replica: ReplicaId
+    model: str
+    replica_index: int
+    revision: Revision
+    launch: LaunchSpec
+    gpus: tuple[int, ...] = ()
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A replica's process that has not exited. `address` once it is ready."""
+
+    replica: ReplicaId
+    key: ProcessKey
+    model: str
+    replica_index: int
+    revision: Revision
+    gpus: tuple[int, ...]
+    incarnation: IncarnationId
+    process: Process
+    activity: ReplicaActivity
+    address: str | None

@@ -1,0 +1,410 @@
+"""Starts, watches, adopts and stops the processes of one node, and tells facts about them.
+
+    start ─▶ LoadStarted ─▶ Loaded ─▶ (ProbeFailed) ─▶ Crashed | Stopped
+        └──────────┴──▶ LoadFailed
+
+Invariant: every replica that was asked for ends in exactly one of LoadFailed, Crashed and Stopped, told only after
+its last process has exited; nothing is restarted here, that is the reconciler's to decide (rule W5).
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+import psutil
+from modelyard_events.ids import ReplicaId
+from modelyard_events.node import HOST_MEMORY
+from modelyard_events.replica import Process, ProcessExit
+from modelyard_events.requests import Crashed, Loaded, LoadFailed, LoadStarted, LogLine, ProbeFailed, Stopped
+from modelyard_events.telemetry import ReplicaActivity, ReplicaReading
+
+from modelyard_services.worker.processes.handle import Handle, KeeperError, end_strays
+from modelyard_services.worker.processes.health import Healthy, Outcome, Refused, describe, probe
+from modelyard_services.worker.processes.keeper import TERMINATE_SECONDS
+from modelyard_services.worker.processes.keys import ProcessKey, process_key, reaches
+from modelyard_services.worker.processes.launch import LaunchRefusedError, Placeholders, order_of
+from modelyard_services.worker.processes.logs import FOLLOW_SECONDS, LINES_MAX, LogFile, merged, stderr_tail
+from modelyard_services.worker.processes.ports import Ports
+from modelyard_services.worker.processes.running import ProcessesSettings, Running, StartRequest
+from modelyard_services.worker.processes.state import ExitFile, KeeperFile, Record, StateDirectory, read_json
+
+READY_POLL_SECONDS: Final = (0.05, 1.0)
+"""The first and the longest wait between two looks: small backends are ready in a second, large ones in minutes."""
+
+PROBE_MISSES_MAX: Final = 3
+"""Background probes missed in a row, while idle, until a replica counts as failed (rule T4)."""
+
+STOP_SPARE_SECONDS: Final = 10.0
+"""Beyond the grace and SIGTERM's own limit: what the kernel may take to free the memory of a killed process."""
+
+ProcessFact = LoadStarted | Loaded | LoadFailed | Crashed | Stopped | ProbeFailed
+
+
+class StillAliveError(Exception):
+    """A process outlives SIGKILL. It stays listed as stopping and keeps its port; asking again waits again."""
+
+
+class _Kept:
+    """A replica's process and all that is known of it."""
+
+    def __init__(self, record: Record, directory: Path, handle: Handle, file: KeeperFile) -> None:
+        self.record = record
+        self.directory = directory
+        self.handle = handle
+        self.process = Process(pid=file.process.pid, started_at=file.started_at, port=record.port)
+        self.key = process_key(record.model, record.replica_index)
+        self.stopping = False
+        self.failure: str | None = None
+        self.finished = asyncio.Event()
+
+    @property
+    def replica(self) -> ReplicaId:
+        return self.record.replica
+
+
+class Processes:
+    """Use as `async with Processes(…) as processes: await processes.recover()`; one for each state directory.
+
+    Args:
+        settings: where and within what limits processes run.
+        on_fact: is told each fact once, in order; must not block.
+        is_idle: whether no request is in flight on a replica, as far as the node knows.
+        vram_of: VRAM in bytes by GPU index that the given pids use; None where that can't be measured.
+        environment: what backends inherit and secrets are taken from.
+    """
+
+    def __init__(
+        self,
+        settings: ProcessesSettings,
+        *,
+        on_fact: Callable[[ProcessFact], None],
+        is_idle: Callable[[ReplicaId], bool] = lambda _: True,
+        vram_of: Callable[[frozenset[int]], dict[int, int] | None] = lambda _: None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._settings = settings
+        self._on_fact = on_fact
+        self._is_idle = is_idle
+        self._vram_of = vram_of
+        self._environment = environment
+        self._kept: dict[ReplicaId, _Kept] = {}
+        self._ports = Ports(
+            settings.ports, host=settings.host, now=time.monotonic, quarantine_seconds=settings.quarantine_seconds
+        )
+        self._launching = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        self._state = StateDirectory(self._settings.state_dir)
+        self._tasks = asyncio.TaskGroup()
+        await self._tasks.__aenter__()
+        self._supervisors: dict[ReplicaId, asyncio.Task[None]] = {}
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._settings.at_worker_end == "end":
+                await self.end_all()
+        finally:
+            for task in self._supervisors.values():
+                task.cancel()
+            try:
+                await self._tasks.__aexit__(kind, error, trace)
+            finally:
+                for kept in self._kept.values():
+                    kept.handle.let_go()
+                self._state.close()
+
+    def state_secret(self) -> str:
+        """Proves to the registrar that this worker is the one that was here before (rule N3)."""
+        return self._state.secret()
+
+    async def recover(self) -> tuple[Running, ...]:
+        """Adopt what still lives from an earlier worker, and tell how the rest ended (rule W4).
+
+        Raises:
+            KeeperError: something lives that can't be identified; better no worker than a second one of each.
+        """
+        for directory, record in list(self._state.records()):
+            handle = await Handle.find(directory)
+            if handle is None:
+                await self._bury(record, directory)
+            else:
+                self._ports.hold(record.port)
+                self._take_up(_Kept(record, directory, handle, _keeper_file(directory)))
+        return self.running()
+
+    async def start(self, request: StartRequest) -> Running | None:
+        """Start a process; None if that failed, which a LoadFailed tells. Starting what runs changes nothing."""
+        async with self._launching:
+            if request.replica in self._kept:
+                return self._snapshot(self._kept[request.replica])
+            try:
+                kept = await self._launch(request)
+            except (LaunchRefusedError, KeeperError, OSError) as error:
+                self._on_fact(LoadFailed(replica=request.replica, detail=str(error)))
+                return None
+        if kept.failure is not None:
+            await kept.finished.wait()
+            return None
+        return self._snapshot(kept)
+
+    async def stop(self, replica: ReplicaId) -> None:
+        """Ask, wait, terminate, kill; returns once the last process has exited (trap X22). None there: nothing to do.
+
+        Raises:
+            StillAliveError: something outlives SIGKILL.
+        """
+        async with self._launching:
+            kept = self._kept.get(replica)
+        if kept is None:
+            return
+        kept.stopping = True
+        kept.handle.ask_to_stop()
+        limit = kept.record.launch.stop_grace_seconds + TERMINATE_SECONDS + STOP_SPARE_SECONDS
+        try:
+            async with asyncio.timeout(limit):
+                await kept.finished.wait()
+        except TimeoutError as error:
+            raise StillAliveError(f"{kept.key} ({replica}) still has processes {kept.handle.pids()}") from error
+
+    async def end_all(self) -> None:
+        """Stop everything at once.
+
+        Raises:
+            ExceptionGroup: of StillAliveError.
+        """
+        async with asyncio.TaskGroup() as stops:
+            for replica in list(self._kept):
+                stops.create_task(self.stop(replica))
+
+    def running(self, asked: str | None = None) -> tuple[Running, ...]:
+        """Every process that has not exited, or those that `asked` means: a key, a replica id, or a bare model name."""
+        return tuple(self._snapshot(kept) for kept in self._kept.values() if asked is None or _means(asked, kept))
+
+    async def probe(self, replica: ReplicaId) -> Outcome:
+        """Ask a replica's process whether it is well. One that isn't there refuses, as its port would."""
+        kept = self._kept.get(replica)
+        return Refused() if kept is None else await self._probe(kept)
+
+    async def measure(self, replica: ReplicaId) -> dict[int, int] | None:
+        """Bytes that the replica uses of its GPUs, or of RAM where it has none. None is unknown, not zero."""
+        kept = self._kept.get(replica)
+        return None if kept is None else await asyncio.to_thread(self._measure, kept)
+
+    async def readings(self) -> tuple[ReplicaReading, ...]:
+        """The inventory for heartbeats and registration (rules N2, N8)."""
+        readings = []
+        for running in self.running():
+            memory = await self.measure(running.replica)
+            readings.append(
+                ReplicaReading(
+                    replica=running.replica,
+                    key=running.key,
+                    revision=running.revision,
+                    activity=running.activity,
+                    process=running.process,
+                    address=running.address,
+                    memory=memory,
+                )
+            )
+        return tuple(readings)
+
+    async def logs(self, asked: str, *, lines: int = LINES_MAX) -> list[LogLine]:
+        """The last lines of what `asked` means, in time order (rule W7)."""
+        files = self._log_files(asked)
+        try:
+            found = [await asyncio.to_thread(file.last, min(lines, LINES_MAX)) for file in files.values()]
+        finally:
+            for file in files.values():
+                file.close()
+        return merged(line for group in found for line in group)[-lines:]
+
+    async def follow(self, asked: str, *, lines: int = LINES_MAX) -> AsyncIterator[list[LogLine]]:
+        """The last lines, then what comes, in time order within each slice; ends once no process of it is left."""
+        files = self._log_files(asked)
+        try:
+            yield merged([line for file in files.values() for line in file.last(lines)])[-lines:]
+            alive = True
+            while alive:
+                alive = bool(self.running(asked))  # asked before reading, so that last words are read too
+                files = self._log_files(asked, known=files)
+                slice_ = merged([line for file in files.values() for line in file.new()])
+                if slice_:
+                    yield slice_
+                    alive = True
+                await asyncio.sleep(FOLLOW_SECONDS)
+        finally:
+            for file in files.values():
+                file.close()
+
+    async def _launch(self, request: StartRequest) -> _Kept:
+        key = process_key(request.model, request.replica_index)
+        if self.running(key):
+            raise LaunchRefusedError(f"{key} still runs as another replica; it has to end first")
+        port = self._ports.take()
+        try:
+            order = order_of(
+                request.launch,
+                Placeholders(port, self._settings.host, request.model, request.replica, request.gpus),
+                inherited=self._environment,
+                allowed=self._settings.allow_commands,
+                lifeline=self._settings.at_worker_end == "end",
+            )
+        except LaunchRefusedError:
+            self._ports.release(port)
+            raise
+        record = Record(**msgspec.structs.asdict(request), port=port, incarnation=self._settings.incarnation)
+        directory = self._state.write(record)
+        handle = await Handle.spawn(directory, order)
+        file = _keeper_file(directory)
+        kept = _Kept(record, directory, handle, file)
+        if file.problem is None:
+            self._on_fact(LoadStarted(replica=record.replica, process=kept.process))
+        else:
+            kept.failure = f"{order.executable!r} can't be executed: {os.strerror(file.problem)}"
+        self._take_up(kept)
+        return kept
+
+    def _take_up(self, kept: _Kept) -> None:
+        self._kept[kept.replica] = kept
+        self._supervisors[kept.replica] = self._tasks.create_task(self._supervise(kept))
+
+    async def _supervise(self, kept: _Kept) -> None:
+        watch = self._tasks.create_task(self._watch(kept))
+        try:
+            await kept.handle.ended()
+        finally:
+            watch.cancel()
+        kept.handle.let_go()
+        await self._bury(kept.record, kept.directory, kept)
+        del self._kept[kept.replica], self._supervisors[kept.replica]
+        kept.finished.set()
+
+    async def _watch(self, kept: _Kept) -> None:
+        if kept.record.ready or await self._becomes_ready(kept):
+            await self._probe_in_background(kept)
+
+    async def _becomes_ready(self, kept: _Kept) -> bool:
+        limit = kept.record.launch.ready_timeout_seconds or self._settings.ready_timeout_seconds
+        deadline = kept.process.started_at + limit  # by the wall, since an adopted process started under another loop
+        pause, pause_max = READY_POLL_SECONDS
+        outcome = await self._probe(kept)
+        while not isinstance(outcome, Healthy):
+            if time.time() >= deadline:
+                kept.failure = f"not ready within {limit:g} s: {describe(outcome)}"
+                kept.handle.ask_to_stop()
+                return False
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, pause_max)
+            outcome = await self._probe(kept)
+        memory = await self.measure(kept.replica)
+        if kept.stopping:
+            return False
+        kept.record = msgspec.structs.replace(kept.record, ready=True)
+        self._state.write(kept.record)
+        self._on_fact(Loaded(replica=kept.replica, address=self._settings.address(kept.process.port), memory=memory))
+        return True
+
+    async def _probe_in_background(self, kept: _Kept) -> None:
+        misses = 0
+        while True:
+            await asyncio.sleep(self._settings.probe_interval_seconds)
+            idle = self._is_idle(kept.replica)
+            outcome = await self._probe(kept)
+            idle = idle and self._is_idle(kept.replica)
+            misses = 0 if isinstance(outcome, Healthy) or not idle else misses + 1
+            if misses == PROBE_MISSES_MAX and not kept.stopping:
+                self._on_fact(ProbeFailed(replica=kept.replica, detail=describe(outcome)))
+
+    async def _probe(self, kept: _Kept) -> Outcome:
+        settings = self._settings
+        return await probe(
+            kept.record.launch.health, host=settings.probe_host, port=kept.process.port, seconds=settings.probe_seconds
+        )
+
+    async def _bury(self, record: Record, directory: Path, kept: _Kept | None = None) -> None:
+        """Nothing of it is alive, or is once this returns: tell how it ended, free its port, keep its log."""
+        end = read_json(directory / "exit.json", ExitFile)
+        if end is None:
+            await end_strays(record.replica)
+            end = ExitFile(exit_code=None, signal=None, asked=False, ended_at=time.time())
+        tail = await asyncio.to_thread(stderr_tail, directory)
+        told = ProcessExit(exit_code=end.exit_code, signal=end.signal, stderr_tail=tail)
+        self._ports.release(record.port, exited_seconds_ago=time.time() - end.ended_at)
+        self._on_fact(_last_fact(record, end, told, kept))
+        self._state.archive(directory)
+
+    def _measure(self, kept: _Kept) -> dict[int, int] | None:
+        pids = kept.handle.pids()
+        if kept.record.gpus:
+            return self._vram_of(frozenset(pids))
+        resident = [rss for pid in pids if (rss := _rss(pid)) is not None]
+        return {HOST_MEMORY: sum(resident)} if resident else None
+
+    def _snapshot(self, kept: _Kept) -> Running:
+        record = kept.record
+        activity: ReplicaActivity = "ready" if record.ready else "starting"
+        if kept.stopping or kept.failure is not None:
+            activity = "stopping"
+        return Running(
+            replica=record.replica,
+            key=kept.key,
+            model=record.model,
+            replica_index=record.replica_index,
+            revision=record.revision,
+            gpus=record.gpus,
+            incarnation=record.incarnation,
+            process=kept.process,
+            activity=activity,
+            address=self._settings.address(record.port) if record.ready else None,
+        )
+
+    def _log_files(self, asked: str, known: Mapping[ReplicaId, LogFile] | None = None) -> dict[ReplicaId, LogFile]:
+        """The logs that `asked` means: the known ones, what runs, or the last that ran where nothing does."""
+        files = dict(known or {})
+        for kept in self._kept.values():
+            if _means(asked, kept) and kept.replica not in files:
+                files[kept.replica] = LogFile(kept.directory, kept.replica, kept.key)
+        if not files:
+            seen: set[ProcessKey] = set()
+            for directory, record in self._state.ended():
+                key = process_key(record.model, record.replica_index)
+                if (asked == record.replica or reaches(asked, key)) and key not in seen:
+                    seen.add(key)
+                    files[record.replica] = LogFile(directory, record.replica, key)
+        return files
+
+
+def _means(asked: str, kept: _Kept) -> bool:
+    return asked == kept.replica or reaches(asked, kept.key)
+
+
+def _keeper_file(directory: Path) -> KeeperFile:
+    file = read_json(directory / "keeper.json", KeeperFile)
+    if file is None:
+        raise KeeperError(f"{directory.name}: the keeper ended at once; see keeper.err there")
+    return file
+
+
+def _last_fact(record: Record, end: ExitFile, told: ProcessExit, kept: _Kept | None) -> ProcessFact:
+    if kept is not None and kept.failure is not None and not kept.stopping:
+        return LoadFailed(replica=record.replica, detail=kept.failure, exit=told)
+    if end.asked or (kept is not None and kept.stopping):
+        return Stopped(replica=record.replica, exit=told)
+    if not record.ready:
+        return LoadFailed(replica=record.replica, detail="exited before it was ready", exit=told)
+    return Crashed(replica=record.replica, exit=told)
+
+
+def _rss(pid: int) -> int | None:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return None
