@@ -59,6 +59,7 @@ class ReplicaPlaced(NodeEvent, frozen=True, kw_only=True, tag="replica.placed.v1
 
     `vram` is bytes per device index (`HOST_MEMORY` without GPUs). While `waits_for` names living victims, the
     newcomer stands in for them and may not load (P3). `exclusive` when the footprint is unknown (R4).
+    `replaces` names the replica of an older revision that ends once this one is ready (R6).
     """
 
     replica: ReplicaId
@@ -75,6 +76,7 @@ class ReplicaPlaced(NodeEvent, frozen=True, kw_only=True, tag="replica.placed.v1
     max_concurrency: int | None = None
     exclusive: bool = False
     waits_for: tuple[ReplicaId, ...] = ()
+    replaces: ReplicaId | None = None
     accept_seconds: float = 120.0
     load_seconds: float = 300.0
     decision: Decision

@@ -88,6 +88,7 @@ def _place(fleet: FleetState, event: ReplicaPlaced, recorded: Recorded) -> None:
         max_concurrency=event.max_concurrency,
         exclusive=event.exclusive,
         waits_for=event.waits_for,
+        replaces=event.replaces,
         accept_seconds=event.accept_seconds,
         load_seconds=event.load_seconds,
     )

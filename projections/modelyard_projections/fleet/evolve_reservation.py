@@ -10,6 +10,7 @@ from modelyard_events.envelope import Recorded
 from modelyard_events.ids import NodeName
 from modelyard_events.reservation import (
     OperatorHolder,
+    ReplicaHolder,
     ReservationEvent,
     ReservationGranted,
     ReservationReleased,
@@ -36,6 +37,7 @@ def evolve_reservation(fleet: FleetState, event: ReservationEvent, recorded: Rec
             _hold(node, event.vram, sign=1)
             reservation.vram = event.vram
             fleet.touch("reservation", event.reservation)
+            _note_measured(fleet, reservation)
         case ReservationReleased():
             for released in event.reservations:
                 _hold(node, fleet.reservations.pop(released).vram, sign=-1)
@@ -56,6 +58,14 @@ def _granted(event: ReservationGranted, recorded: Recorded) -> ReservationState:
         since_ns=recorded.time_ns,
         until_ns=None if seconds is None else recorded.time_ns + round(seconds * NANOSECONDS),
     )
+
+
+def _note_measured(fleet: FleetState, reservation: ReservationState) -> None:
+    """A replica's reservation is resized to its measured footprint only (R3): from then on it may have neighbours."""
+    if isinstance(reservation.holder, ReplicaHolder):
+        replica = fleet.replicas[reservation.holder.replica]
+        replica.footprint_rule, replica.exclusive = "measured", False
+        fleet.touch("replica", replica.id)
 
 
 def _hold(node: NodeState, vram: Mapping[int, int], *, sign: int) -> None:

@@ -216,6 +216,7 @@ class ReplicaState(msgspec.Struct):
     max_concurrency: int | None = None
     exclusive: bool = False
     waits_for: tuple[ReplicaId, ...] = ()
+    replaces: ReplicaId | None = None
     accept_seconds: float = 120.0
     load_seconds: float = 300.0
     loaded_ns: int | None = None
