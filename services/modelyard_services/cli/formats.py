@@ -1,0 +1,35 @@
+"""How figures look in tables."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from modelyard_events.sizes import format_size
+
+
+def size(value: int | None) -> str:
+    """Bytes for people; `-` for unknown."""
+    return "-" if value is None else format_size(value)
+
+
+def age(moment: str | None) -> str:
+    """How long ago `moment` (RFC 3339) was: `12s`, `5m`, `3h`, `2d`."""
+    if moment is None:
+        return "-"
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
+    for limit, divisor, unit in ((120, 1, "s"), (7_200, 60, "m"), (172_800, 3_600, "h")):
+        if seconds < limit:
+            return f"{max(0, seconds) / divisor:.0f}{unit}"
+    return f"{seconds / 86_400:.0f}d"
+
+
+def labels(node: dict[str, Any]) -> str:
+    """A node's labels but for the system's own, `key=value` each."""
+    shown = [f"{key}={label['value']}" for key, label in node["labels"].items() if label["owner"] != "system"]
+    return ",".join(shown) or "-"
+
+
+def node_status(node: dict[str, Any]) -> str:
+    """The facets in one word each, the ordinary ones left out: `ready`, `pending`, `lost,cordoned`."""
+    ordinary = {"approved", "alive", "schedulable"}
+    facets = [node["admission"], node["liveness"], node["intent"]]
+    return ",".join(facet for facet in facets if facet not in ordinary) or "ready"

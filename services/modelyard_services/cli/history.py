@@ -1,0 +1,71 @@
+"""`modelyard events`: what happened, page by page or as it happens."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from modelyard_services.cli.session import Session, console
+
+Here = Annotated[Session, Parameter(parse=False)]
+
+
+def register(app: App) -> None:
+    """Add the commands to `app`."""
+    app.command(events)
+
+
+def events(  # noqa: PLR0913 - one option per filter
+    *,
+    after: int | None = None,
+    node: str | None = None,
+    model: str | None = None,
+    type_: Annotated[str | None, Parameter(name="--type")] = None,
+    actor: str | None = None,
+    correlation: str | None = None,
+    limit: int = 100,
+    follow: Annotated[bool, Parameter(alias="-f")] = False,
+    session: Here,
+) -> None:
+    """Show events with actor and cause: the newest `--limit`, or from `--after` on; `--follow` goes on."""
+    filters = {"node": node, "model": model, "type": type_, "actor": actor, "correlation": correlation}
+    if follow:
+        _follow(session, after, filters)
+        return
+    newest = after is None
+    answer = session.get("/events", after=after, limit=limit, newest=newest or None, **filters)
+    if session.as_json:
+        session.show_json(answer)
+        return
+    out = console()
+    for event in answer["items"]:
+        _print(event, out)
+
+
+def _follow(session: Session, after: int | None, filters: dict[str, Any]) -> None:
+    out = console()
+    with session.stream("/events/stream", after=after, **filters) as response:
+        for line in response.iter_lines():
+            if not line.startswith("data:"):
+                continue
+            text = line.removeprefix("data:").strip()
+            if session.as_json:
+                sys.stdout.write(text + "\n")
+            else:
+                _print(json.loads(text), out)
+            sys.stdout.flush()
+
+
+def _print(event: dict[str, Any], out: Console) -> None:
+    actor = f"{event['actor']['kind']}:{event['actor']['name']}"
+    cause = f" ← {event['causation']}" if event.get("causation") else ""
+    body = {key: value for key, value in event["event"].items() if key not in {"type", "decision", "launch", "spec"}}
+    told = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in body.items())
+    tag = event["type"].rsplit(".", 1)[0]
+    out.print(
+        f"{event['sequence']:>6} {event['time'][11:23]} {tag:<26} {actor:<24} {told}{cause}",
+        highlight=False,
+        markup=False,
+    )

@@ -1,0 +1,96 @@
+"""`modelyard`: the command line. An ordinary client of the API, and the starter of each process.
+
+Invariant: every command has `--json`; exit 0 is done, 1 refused or failed, 2 wrong usage.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Env
+
+from modelyard_services.cli import access, history, models, nodes, processes, replicas
+from modelyard_services.cli.session import (
+    DEFAULT_API,
+    EXIT_FAILED,
+    EXIT_USAGE,
+    CommandFailedError,
+    Session,
+    console,
+)
+from modelyard_services.errors import ModelyardError
+
+app = App(
+    name="modelyard",
+    help="The event-sourced scheduler for fleets of GPU nodes that serve AI models.",
+    config=Env("MODELYARD_", command=False),
+)
+app.command(nodes.app)
+app.command(nodes.ls, name="nodes")
+app.command(models.model_app)
+app.command(models.list_models, name="models")
+app.command(models.schedule_app)
+app.command(models.list_schedules, name="schedules")
+app.command(access.token_app)
+access.register(app)
+replicas.register(app)
+history.register(app)
+processes.register(app)
+
+
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    api: Annotated[str, Parameter(env_var="MODELYARD_API")] = DEFAULT_API,
+    token: Annotated[str | None, Parameter(env_var="MODELYARD_TOKEN")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Options of every command.
+
+    Parameters
+    ----------
+    api
+        Where the API is.
+    token
+        Who asks.
+    as_json
+        Print the API's own answer.
+    """
+    command, bound, ignored = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    if "session" in ignored:
+        bound.arguments["session"] = Session(api.rstrip("/"), token, as_json)
+    command(*bound.args, **bound.kwargs)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code."""
+    err = console()
+    err.stderr = True
+    try:
+        app.meta(list(arguments), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        err.print(f"usage: {error}", style="red", highlight=False, markup=False)
+        return EXIT_USAGE
+    except CommandFailedError as error:
+        err.print(str(error), style="red", highlight=False, markup=False)
+        return EXIT_FAILED
+    except ModelyardError as error:
+        err.print(f"{error.code}: {error.detail}", style="red", highlight=False, markup=False)
+        return EXIT_FAILED
+    except BrokenPipeError:
+        # The reader of a pipe has enough (`modelyard events | head`); nothing to tell, nothing to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    main()

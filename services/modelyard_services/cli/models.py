@@ -1,0 +1,159 @@
+"""`modelyard model …`, `modelyard schedule …`: what is served, and how much of it where."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from cyclopts import App, Parameter
+
+from modelyard_services.cli.session import CommandFailedError, Session, segment
+
+model_app = App(name="model", help="Models: how a model is run.")
+schedule_app = App(name="schedule", help="Schedules: how many replicas, on which nodes.")
+Here = Annotated[Session, Parameter(parse=False)]
+
+
+@model_app.command(name="ls")
+def list_models(*, session: Here) -> None:
+    """List models."""
+    answer = session.get("/models")
+    rows = [
+        (
+            model["name"],
+            "yes" if model["defined"] else "no",
+            model["revision"],
+            f"{model['ready']}/{model['replicas']}",
+            _wanted(model["schedule"]),
+            _trouble(model),
+        )
+        for model in answer["items"]
+    ]
+    session.show(answer, rows, "MODEL", "DEFINED", "REVISION", "READY", "WANTED", "TROUBLE")
+
+
+@model_app.command(name="show")
+def show_model(model: str, *, session: Here) -> None:
+    """Show one model with its spec."""
+    answer = session.get(f"/models/{segment(model)}")
+    rows: list[tuple[str, Any]] = [
+        ("revision", answer["revision"]),
+        ("ready", f"{answer['ready']} of {answer['replicas']} replicas"),
+        ("wanted", _wanted(answer["schedule"])),
+        ("trouble", _trouble(answer)),
+    ]
+    rows += [(key, value) for key, value in (answer["spec"] or {}).items()]
+    session.show(answer, rows, answer["name"], "")
+
+
+@model_app.command(name="set")
+def set_model(
+    model: str,
+    command: Annotated[list[str] | None, Parameter(allow_leading_hyphen=True, consume_multiple=True)] = None,
+    *,
+    file: Path | None = None,
+    vram: str | None = None,
+    health: str | None = None,
+    session: Here,
+) -> None:
+    """Define a model, from `--file` (YAML or JSON) or from a command line after `--`."""
+    body: dict[str, Any] = _read(file) if file else {}
+    body |= {"command": command} if command else {}
+    body |= {"vram": vram} if vram else {}
+    body |= {"health": {"http": health}} if health else {}
+    body.pop("name", None)
+    answer = session.call("PUT", f"/models/{segment(model)}", body=body)
+    session.done(answer, f"model {model} defined")
+
+
+@model_app.command(name="rm")
+def remove_model(model: str, *, session: Here) -> None:
+    """End a model's definition; its replicas drain."""
+    session.done(session.call("DELETE", f"/models/{segment(model)}"), f"model {model} removed")
+
+
+@schedule_app.command(name="ls")
+def list_schedules(*, session: Here) -> None:
+    """List schedules."""
+    answer = session.get("/schedules")
+    rows = [
+        (
+            schedule["model_name"],
+            _wanted(schedule),
+            schedule["node_selector"] or "any node",
+            schedule["source"],
+            "" if schedule["model_defined"] else "model isn't defined",
+            f"until {schedule['unsatisfiable']['until']}" if schedule["unsatisfiable"] else "",
+        )
+        for schedule in answer["items"]
+    ]
+    session.show(answer, rows, "MODEL", "WANTED", "NODES", "SOURCE", "NOTE", "UNSATISFIABLE")
+
+
+@schedule_app.command(name="show")
+def show_schedule(model: str, *, session: Here) -> None:
+    """Show one model's schedule."""
+    answer = session.get(f"/models/{segment(model)}/schedule")
+    session.show(answer, list(answer.items()), model, "")
+
+
+@schedule_app.command(name="set")
+def set_schedule(  # noqa: PLR0913 - one option per field
+    model: str,
+    *,
+    selector: Annotated[str | None, Parameter(alias="-l")] = None,
+    replicas: str | None = None,
+    min_replicas: int | None = None,
+    max_replicas: int | None = None,
+    placement: str | None = None,
+    max_per_node: int | None = None,
+    gpus: int | None = None,
+    rollout: str | None = None,
+    file: Path | None = None,
+    session: Here,
+) -> None:
+    """Set a model's whole schedule: what isn't given has its default."""
+    given = {
+        "node_selector": selector,
+        "replicas": replicas,
+        "min_replicas": min_replicas,
+        "max_replicas": max_replicas,
+        "placement": placement,
+        "max_per_node": max_per_node,
+        "gpus": gpus,
+        "rollout": rollout,
+    }
+    body = (_read(file) if file else {}) | {key: value for key, value in given.items() if value is not None}
+    body.pop("model_name", None)
+    answer = session.call("PUT", f"/models/{segment(model)}/schedule", body=body)
+    session.done(answer, f"{model} scheduled")
+
+
+@schedule_app.command(name="rm")
+def remove_schedule(model: str, *, session: Here) -> None:
+    """Clear a model's schedule; what runs goes on."""
+    session.done(session.call("DELETE", f"/models/{segment(model)}/schedule"), f"schedule of {model} cleared")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise CommandFailedError(f"{file}: {error}") from error
+    if not isinstance(value, dict):
+        raise CommandFailedError(f"{file}: holds no mapping")
+    return value
+
+
+def _wanted(schedule: dict[str, Any] | None) -> str:
+    if schedule is None:
+        return "-"
+    if schedule["replicas"] == "all":
+        return "all nodes"
+    return f"{schedule['min_replicas']}..{schedule['max_replicas'] or ''}"
+
+
+def _trouble(model: dict[str, Any]) -> str:
+    if model["last_failure"]:
+        return str(model["last_failure"]).splitlines()[0]
+    refusal = model["last_refusal"]
+    return f"{refusal['kind']}: {', '.join(refusal['filters'])}" if refusal else ""

@@ -1,0 +1,195 @@
+"""`modelyard node …`: the registry of nodes."""
+
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from modelyard_services.cli import formats
+from modelyard_services.cli.session import CommandFailedError, Session, segment
+from modelyard_services.cli.waiting import until
+
+app = App(name="node", help="Nodes: list, admit, label, cordon, drain, limit, remove.")
+Here = Annotated[Session, Parameter(parse=False)]
+
+
+@app.command(name="ls")
+def ls(
+    *,
+    admission: str | None = None,
+    liveness: str | None = None,
+    intent: str | None = None,
+    selector: Annotated[str | None, Parameter(alias="-l")] = None,
+    session: Here,
+) -> None:
+    """List nodes."""
+    answer = session.get("/nodes", admission=admission, liveness=liveness, intent=intent, selector=selector)
+    rows = [
+        (
+            node["name"],
+            formats.node_status(node),
+            node["replicas"],
+            f"{formats.size(node['vram_reserved'])} / {formats.size(node['vram_total'])}",
+            formats.size(node["vram_free"]),
+            node["max_replicas_per_model"]["value"],
+            formats.labels(node),
+            formats.age(node["last_heartbeat"]),
+        )
+        for node in answer["items"]
+    ]
+    session.show(answer, rows, "NODE", "STATUS", "REPLICAS", "VRAM RESERVED", "FREE", "SLOTS", "LABELS", "HEARD")
+
+
+@app.command
+def show(node: str, *, session: Here) -> None:
+    """Show one node with its facets, labels, devices and budgets."""
+    answer = session.get(f"/nodes/{segment(node)}")
+    rows: list[tuple[str, Any]] = [
+        ("admission", answer["admission"]),
+        ("liveness", answer["liveness"]),
+        ("intent", answer["intent"]),
+        ("incarnation", answer["incarnation"]),
+        ("address", answer["address"]),
+        ("type", answer["node_type"]),
+        ("vram total", formats.size(answer["vram_total"])),
+        ("vram budget", f"{answer['vram_budget']['value'] or 'none'} ({answer['vram_budget']['source']})"),
+        ("vram reserved", formats.size(answer["vram_reserved"])),
+        ("vram free", formats.size(answer["vram_free"])),
+        (
+            "slots per model",
+            f"{answer['max_replicas_per_model']['value']} ({answer['max_replicas_per_model']['source']})",
+        ),
+        ("ram free", formats.size(answer["ram_free"])),
+        ("disk free", formats.size(answer["disk_free"])),
+        ("heard", formats.age(answer["last_heartbeat"])),
+    ]
+    rows += [
+        (
+            f"gpu {gpu['index']}",
+            f"{gpu['vendor']} {gpu['name']}, {formats.size(gpu['vram_free'])} free of "
+            f"{formats.size(gpu['vram_total'])}",
+        )
+        for gpu in answer["gpus"]
+    ]
+    rows += [(f"label {key}", f"{label['value']} ({label['owner']})") for key, label in answer["labels"].items()]
+    session.show(answer, rows, answer["name"], "")
+
+
+@app.command
+def approve(node: str, *, session: Here) -> None:
+    """Admit a node: from now on it may take replicas."""
+    _post(session, node, "approve", f"{node} approved")
+
+
+@app.command
+def reject(node: str, reason: str = "", *, session: Here) -> None:
+    """Refuse a node."""
+    _post(session, node, "reject", f"{node} rejected", {"reason": reason})
+
+
+@app.command
+def cordon(node: str, *, session: Here) -> None:
+    """Nothing new on the node; what runs keeps serving."""
+    _post(session, node, "cordon", f"{node} cordoned")
+
+
+@app.command
+def uncordon(node: str, *, session: Here) -> None:
+    """Undo a cordon."""
+    _post(session, node, "uncordon", f"{node} schedulable")
+
+
+@app.command
+def drain(node: str, *, deadline_seconds: float | None = None, wait: bool = False, session: Here) -> None:
+    """Empty the node: replacements first, requests in flight finish, then its replicas end."""
+    body = {} if deadline_seconds is None else {"deadline_seconds": deadline_seconds}
+    _post(session, node, "drain", f"{node} draining", body)
+    if wait:
+        until(session, f"{node} is empty", lambda: session.get(f"/nodes/{segment(node)}")["replicas"] == 0)
+
+
+@app.command
+def resume(node: str, *, session: Here) -> None:
+    """Undo a drain or a cordon. Approves nobody."""
+    _post(session, node, "resume", f"{node} schedulable")
+
+
+@app.command
+def label(node: str, *assignments: str, session: Here) -> None:
+    """Set labels: `modelyard node label gpu-1 tier=gpu zone=a`, all or none."""
+    pairs = dict(_pair(assignment) for assignment in assignments)
+    answer = session.call("PATCH", f"/nodes/{segment(node)}/labels", body=pairs)
+    session.done(answer, f"{node} labelled {' '.join(assignments)}")
+
+
+@app.command
+def unlabel(node: str, *keys: str, session: Here) -> None:
+    """Remove labels that an operator set, all or none."""
+    answer = session.call("PATCH", f"/nodes/{segment(node)}/labels", body=dict.fromkeys(keys))
+    session.done(answer, f"{node} no longer labelled {' '.join(keys)}")
+
+
+@app.command
+def slots(node: str, value: int | None = None, *, reset: bool = False, enforce: bool = False, session: Here) -> None:
+    """Set how many replicas of one model the node takes; `--reset` gives the worker's figure back its force."""
+    path = f"/nodes/{segment(node)}/max-replicas-per-model"
+    _override(session, path, value, reset=reset, enforce=enforce, what=f"{node} slots")
+
+
+@app.command
+def budget(node: str, value: str | None = None, *, reset: bool = False, session: Here) -> None:
+    """Set the VRAM that models may use (`80%`, `12GiB`); `--reset` gives the worker's budget back its force."""
+    path = f"/nodes/{segment(node)}/vram-budget"
+    _override(session, path, value, reset=reset, enforce=False, what=f"{node} VRAM budget")
+
+
+@app.command
+def reserve(  # noqa: PLR0913 - what is held, by whom, why, how long
+    node: str,
+    vram: str,
+    *,
+    holder: str,
+    reason: str = "",
+    gpu: int | None = None,
+    seconds: float | None = None,
+    session: Here,
+) -> None:
+    """Hold VRAM for something else, a training job say."""
+    body = {"vram": vram, "holder": holder, "reason": reason, "gpu": gpu, "seconds": seconds}
+    answer = session.call("POST", f"/nodes/{segment(node)}/reservations", body=body)
+    session.done(answer, f"{vram} reserved on {node} for {holder}")
+
+
+@app.command
+def release(node: str, reservation: str, *, session: Here) -> None:
+    """Release an operator's reservation."""
+    answer = session.call("DELETE", f"/nodes/{segment(node)}/reservations/{segment(reservation)}")
+    session.done(answer, f"{reservation} released on {node}")
+
+
+@app.command
+def remove(node: str, *, session: Here) -> None:
+    """End the node with its labels, replicas and reservations."""
+    answer = session.call("DELETE", f"/nodes/{segment(node)}")
+    session.done(answer, f"{node} removed")
+
+
+def _post(session: Session, node: str, verb: str, text: str, body: dict[str, Any] | None = None) -> None:
+    answer = session.call("POST", f"/nodes/{segment(node)}/{verb}", body=body or {})
+    session.done(answer, text)
+
+
+def _override(session: Session, path: str, value: object, *, reset: bool, enforce: bool, what: str) -> None:
+    if reset == (value is not None):
+        raise CommandFailedError("give either a value or --reset")
+    if reset:
+        session.done(session.call("DELETE", path), f"{what} reset")
+        return
+    answer = session.call("PUT", path, query={"enforce": True} if enforce else None, body={"value": value})
+    session.done(answer, f"{what} set to {value}")
+
+
+def _pair(assignment: str) -> tuple[str, str]:
+    key, sign, value = assignment.partition("=")
+    if not sign:
+        raise CommandFailedError(f"{assignment!r} isn't key=value")
+    return key, value

@@ -1,0 +1,119 @@
+"""`modelyard ps`, `load`, `unload`, `logs`: what runs, and making it run."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from modelyard_services.cli import formats
+from modelyard_services.cli.session import CommandFailedError, Session, segment
+from modelyard_services.cli.waiting import until
+
+Here = Annotated[Session, Parameter(parse=False)]
+
+
+def register(app: App) -> None:
+    """Add the commands to `app`."""
+    app.command(ps)
+    app.command(load)
+    app.command(unload)
+    app.command(logs)
+
+
+def ps(*, model: str | None = None, node: str | None = None, state: str | None = None, session: Here) -> None:
+    """List what runs: replicas with their node, state, memory and requests in flight."""
+    answer = session.get("/replicas", model=model, node=node, state=state)
+    rows = [
+        (
+            f"{replica['model']}#{replica['replica_index']}",
+            replica["node"],
+            replica["state"] + (f" ({replica['reason']})" if replica["reason"] else ""),
+            formats.size(replica["vram"]),
+            ",".join(map(str, replica["gpus"])) or "-",
+            replica["in_flight"],
+            formats.age(replica["last_used"]),
+            formats.age(replica["since"]),
+            replica["revision"],
+            replica["id"],
+        )
+        for replica in sorted(answer["items"], key=lambda r: (r["model"], r["node"], r["replica_index"]))
+    ]
+    columns = ("REPLICA", "NODE", "STATE", "VRAM", "GPUS", "IN FLIGHT", "USED", "SINCE", "REVISION", "ID")
+    session.show(answer, rows, *columns)
+
+
+def load(
+    model: str,
+    *,
+    node: str | None = None,
+    selector: Annotated[str | None, Parameter(alias="-l")] = None,
+    replicas: int = 1,
+    wait: bool = False,
+    session: Here,
+) -> None:
+    """Place one more replica of a model; `--wait` until it is ready or has failed."""
+    body = {"node": node, "selector": selector, "replicas": replicas}
+    answer = session.call("POST", f"/models/{segment(model)}/replicas", body=body)
+    session.done(answer, f"{model} loading: {', '.join(answer['replicas'])}")
+    if wait:
+        wanted = set(answer["replicas"])
+        until(session, f"{model} is ready", lambda: _all_ready(session, model, wanted))
+
+
+def unload(target: str, *, node: str | None = None, wait: bool = False, session: Here) -> None:
+    """End replicas: all of a model, those on one node, one by `model#index` with --node, or one by its id."""
+    ended = _ended_by(session, target, node)
+    session.done(ended, f"{target} unloading: {', '.join(ended['replicas'])}")
+    if wait:
+        gone = set(ended["replicas"])
+        until(session, f"{target} has ended", lambda: not gone & set(_ids(session)))
+
+
+def logs(
+    target: str, *, lines: int = 100, follow: Annotated[bool, Parameter(alias="-f")] = False, session: Here
+) -> None:
+    """Show the last lines of a replica (by id or `model#index`), or of all replicas of a model by time."""
+    path = f"/replicas/{segment(target)}/logs" if target.startswith("r-") else f"/models/{segment(target)}/logs"
+    with session.stream(path, lines=lines, follow=follow) as response:
+        for line in response.iter_lines():
+            _print_line(line, session)
+
+
+def _print_line(line: str, session: Session) -> None:
+    if not line:
+        return
+    if session.as_json:
+        sys.stdout.write(line + "\n")
+    else:
+        entry: dict[str, Any] = json.loads(line)
+        sys.stdout.write(f"{entry['time']} {entry['replica']} {entry['text']}\n")
+    sys.stdout.flush()
+
+
+def _ended_by(session: Session, target: str, node: str | None) -> Any:
+    if target.startswith("r-") and target in _ids(session):
+        return session.call("DELETE", f"/replicas/{segment(target)}")
+    model, sign, index = target.rpartition("#")
+    if not sign:
+        return session.call("DELETE", f"/models/{segment(target)}/replicas", query={"node": node})
+    found = [
+        replica["id"]
+        for replica in session.get("/replicas", model=model, node=node)["items"]
+        if str(replica["replica_index"]) == index
+    ]
+    if len(found) != 1:
+        raise CommandFailedError(f"{target} names {len(found)} replicas; add --node, or give the id (`modelyard ps`)")
+    return session.call("DELETE", f"/replicas/{segment(found[0])}")
+
+
+def _ids(session: Session) -> list[str]:
+    return [replica["id"] for replica in session.get("/replicas")["items"]]
+
+
+def _all_ready(session: Session, model: str, wanted: set[str]) -> bool:
+    states = {replica["id"]: replica["state"] for replica in session.get("/replicas", model=model)["items"]}
+    if missing := wanted - states.keys():
+        failure = session.get(f"/models/{segment(model)}")["last_failure"]
+        raise CommandFailedError(f"{', '.join(sorted(missing))} ended: {failure or 'see `modelyard events`'}")
+    return all(states[replica] == "ready" for replica in wanted)

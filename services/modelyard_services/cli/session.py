@@ -1,0 +1,125 @@
+"""One call of the command line: where the API is, who asks, and how the answer is shown.
+
+Invariant: exit 0 is done, 1 refused or failed, 2 wrong usage; `--json` prints the API's own answer.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+DEFAULT_API: Final = "http://127.0.0.1:7070"
+TIMEOUT_SECONDS: Final = 90.0
+"""Longer than the longest answer the API holds back: 60 s for a cold model."""
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+
+
+class CommandFailedError(Exception):
+    """The command was refused or failed; its text is for the person who called."""
+
+
+class Session(msgspec.Struct, frozen=True):
+    """Where to ask, as whom, and how to show it."""
+
+    api: str = DEFAULT_API
+    token: str | None = None
+    as_json: bool = False
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The answer to a query."""
+        return self.call("GET", path, query=query)
+
+    def call(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
+        """The answer to one request.
+
+        Raises:
+            CommandFailedError: the API refused it, or can't be reached.
+        """
+        asked = {key: _text(value) for key, value in (query or {}).items() if value is not None}
+        with self._client() as client:
+            response = client.request(method, "/api/v1" + path, params=asked, json=body)
+        if response.is_error:
+            raise CommandFailedError(_problem(response))
+        return response.json() if response.content else None
+
+    @contextmanager
+    def stream(self, path: str, **query: Any) -> Iterator[httpx.Response]:
+        """A streamed answer.
+
+        Raises:
+            CommandFailedError: the API refused it, or can't be reached.
+        """
+        asked = {key: _text(value) for key, value in query.items() if value is not None}
+        with self._client() as client, client.stream("GET", "/api/v1" + path, params=asked, timeout=None) as response:
+            if response.is_error:
+                response.read()
+                raise CommandFailedError(_problem(response))
+            yield response
+
+    def show(self, answer: Any, rows: Sequence[Sequence[object]], *columns: str) -> None:
+        """Print `answer` as JSON, or `rows` as a table."""
+        if self.as_json:
+            self.show_json(answer)
+            return
+        table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*["-" if cell is None else str(cell) for cell in row])
+        console().print(table)
+
+    def show_json(self, answer: Any) -> None:
+        """Print `answer` as JSON."""
+        sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
+
+    def done(self, answer: Any, text: str) -> None:
+        """Tell that a command is done: `text` for people, the answer for programs, warnings for both."""
+        if self.as_json:
+            self.show_json(answer)
+            return
+        changed = answer.get("changed", True) if isinstance(answer, dict) else True
+        sequence = answer.get("sequence") if isinstance(answer, dict) else None
+        console().print(f"{text} (sequence {sequence})" if changed else f"nothing to do: {text}", highlight=False)
+        for warning in (answer or {}).get("warnings", ()):
+            console().print(f"warning: {warning}", style="yellow", highlight=False)
+
+    @contextmanager
+    def _client(self) -> Iterator[httpx.Client]:
+        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        try:
+            with httpx.Client(base_url=self.api, headers=headers, timeout=TIMEOUT_SECONDS) as client:
+                yield client
+        except httpx.TransportError as error:
+            raise CommandFailedError(
+                f"can't reach the API at {self.api}: {error}; is `modelyard up` running? (--api, MODELYARD_API)"
+            ) from error
+
+
+def segment(value: str) -> str:
+    """`value` as one path segment: names may hold `/`, `:` and `.`."""
+    return quote(value, safe="")
+
+
+def console() -> Console:
+    """Where people read; as wide as the text needs when it isn't a terminal, so that nothing is cut."""
+    return Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 240)
+
+
+def _text(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _problem(response: httpx.Response) -> str:
+    try:
+        body = response.json()
+    except ValueError:
+        return f"HTTP {response.status_code}: {response.text[:500]}"
+    code, detail = body.get("code", response.status_code), body.get("detail", response.text[:500])
+    return f"{code}: {detail}"
