@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+
 from modelyard_events.ids import IncarnationId, ReplicaId, Revision
 from modelyard_events.replica import Process
 from modelyard_events.spec import LaunchSpec
 from modelyard_events.telemetry import ReplicaActivity
-
-from modelyard_services.worker.processes.health import PROBE_SECONDS
+from modelyard_services.effects.health import PROBE_SECONDS
 from modelyard_services.worker.processes.keys import ProcessKey
 from modelyard_services.worker.processes.ports import QUARANTINE_SECONDS, PortRange
 

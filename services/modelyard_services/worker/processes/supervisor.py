@@ -17,14 +17,14 @@ from typing import Final, Self
 
 import msgspec
 import psutil
+
 from modelyard_events.ids import ReplicaId
 from modelyard_events.node import HOST_MEMORY
 from modelyard_events.replica import Process, ProcessExit
 from modelyard_events.requests import Crashed, Loaded, LoadFailed, LoadStarted, LogLine, ProbeFailed, Stopped
 from modelyard_events.telemetry import ReplicaActivity, ReplicaReading
-
+from modelyard_services.effects.health import Healthy, Outcome, Refused, describe, probe
 from modelyard_services.worker.processes.handle import Handle, KeeperError, end_strays
-from modelyard_services.worker.processes.health import Healthy, Outcome, Refused, describe, probe
 from modelyard_services.worker.processes.keeper import TERMINATE_SECONDS
 from modelyard_services.worker.processes.keys import ProcessKey, process_key, reaches
 from modelyard_services.worker.processes.launch import LaunchRefusedError, Placeholders, order_of

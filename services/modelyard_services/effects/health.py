@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import msgspec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from modelyard_events.spec import Health
 
 PROBE_SECONDS: Final = 2.0
