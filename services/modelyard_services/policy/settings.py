@@ -1,0 +1,91 @@
+"""Settings of the whole fleet, changed at run time: patched, replaced, frozen, thawed.
+
+Invariant: settings are whole and within their bounds after every change; a change that changes nothing is no event.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Final, Literal
+
+import msgspec
+
+from modelyard_events.envelope import AnyEvent
+from modelyard_events.errors import InvalidValueError
+from modelyard_events.fleet import FleetSettingsChanged, Settings
+from modelyard_projections.fleet import Fleet
+
+Freezable = Literal["reconciler", "evictions"]
+
+WEEK_SECONDS: Final = 7 * 86_400.0
+
+_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "drain_deadline_seconds": (0, WEEK_SECONDS),
+    # Below two heartbeats a single lost message would end a healthy node's liveness.
+    "lost_after_seconds": (20, WEEK_SECONDS),
+    "lost_grace_seconds": (0, WEEK_SECONDS),
+    "mass_loss_share": (0, 1),
+    # Below a second, a replica between two requests counts as idle.
+    "idle_scale_down_seconds": (1, WEEK_SECONDS),
+    "breaker_failed_passes": (1, 1_000),
+    "breaker_cool_down_seconds": (1, WEEK_SECONDS),
+}
+"""Smallest and largest value of every figure."""
+
+
+def patch_settings(fleet: Fleet, *, patch: Mapping[str, object]) -> list[AnyEvent]:
+    """Change the fields named; None puts one back to its default."""
+    _check_fields(patch)
+    defaults = _as_fields(Settings())
+    given = {field: defaults[field] if value is None else value for field, value in patch.items()}
+    return _become(fleet, _checked({**_as_fields(fleet.settings), **given}))
+
+
+def replace_settings(fleet: Fleet, *, settings: Mapping[str, object]) -> list[AnyEvent]:
+    """The settings are these, and the default where a field isn't named."""
+    _check_fields(settings)
+    return _become(fleet, _checked({**_as_fields(Settings()), **settings}))
+
+
+def freeze(fleet: Fleet, *, parts: Collection[Freezable]) -> list[AnyEvent]:
+    """`parts` decide nothing until they are thawed; what runs keeps serving."""
+    return patch_settings(fleet, patch={f"{part}_frozen": True for part in parts})
+
+
+def thaw(fleet: Fleet, *, parts: Collection[Freezable]) -> list[AnyEvent]:
+    """`parts` decide again."""
+    return patch_settings(fleet, patch={f"{part}_frozen": False for part in parts})
+
+
+def _become(fleet: Fleet, wanted: Settings) -> list[AnyEvent]:
+    before = fleet.settings
+    changed = tuple(field for field in Settings.__struct_fields__ if getattr(before, field) != getattr(wanted, field))
+    return [FleetSettingsChanged(settings=wanted, changed=changed)] if changed else []
+
+
+def _as_fields(settings: Settings) -> dict[str, object]:
+    return msgspec.structs.asdict(settings)
+
+
+def _check_fields(given: Mapping[str, object]) -> None:
+    for field, value in given.items():
+        if field not in Settings.__struct_fields__:
+            known = ", ".join(Settings.__struct_fields__)
+            raise InvalidValueError(field, value, f"is no setting; the settings are {known}")
+
+
+def _checked(fields: Mapping[str, object]) -> Settings:
+    for field, value in fields.items():
+        _check_type(field, value)
+    settings = msgspec.convert(fields, Settings)
+    for field, (low, high) in _BOUNDS.items():
+        value = getattr(settings, field)
+        if not low <= value <= high:
+            raise InvalidValueError(field, value, f"is out of range; give {low:g} … {high:g}")
+    return settings
+
+
+def _check_type(field: str, value: object) -> None:
+    wanted = type(getattr(Settings(), field))
+    try:
+        msgspec.convert(value, wanted)
+    except msgspec.ValidationError as error:
+        raise InvalidValueError(field, value, f"is not a {wanted.__name__}") from error

@@ -1,0 +1,97 @@
+"""Tokens: created, rotated, revoked, known by digest only (rule N4)."""
+
+import pytest
+from tests.support.given import Decide, given
+
+from modelyard_events.errors import InvalidValueError
+from modelyard_events.fleet import (
+    FleetRegistrationTokenCreated,
+    FleetRegistrationTokenRevoked,
+    FleetTokenCreated,
+    FleetTokenRevoked,
+)
+from modelyard_services.errors import ConflictError, NotFoundError, OverloadedError
+from modelyard_services.policy import tokens
+from modelyard_services.policy.tokens import digest_of
+
+FIRST, SECOND = digest_of("first secret"), digest_of("second secret")
+CREATED = FleetTokenCreated(name="ci", role="operator", digest=FIRST)
+JOIN = FleetRegistrationTokenCreated(name="rack-1", digest=FIRST)
+
+
+def creating(name: str = "ci", digest: str = FIRST) -> Decide:
+    return lambda fleet: tokens.create_token(fleet, name=name, role="operator", digest=digest)
+
+
+def test_a_token_is_created_once_by_its_digest() -> None:
+    history = given()
+    history.when(creating()).then(CREATED)
+    history.when(creating()).then_nothing()
+
+
+def test_a_name_that_is_taken_by_another_token_is_refused() -> None:
+    given(CREATED).when(creating(digest=SECOND)).then_raises(ConflictError, "'ci'")
+
+
+def test_a_revoked_token_is_worth_nothing() -> None:
+    history = given(CREATED)
+    known = tokens.token_of(history.fleet, "first secret")
+    assert known is not None
+    assert (known.name, known.role) == ("ci", "operator")
+    history.when(lambda fleet: tokens.revoke_token(fleet, name="ci")).then(FleetTokenRevoked(name="ci"))
+    assert tokens.token_of(history.fleet, "first secret") is None
+
+
+def test_revoking_an_unknown_token_says_so() -> None:
+    """X28."""
+    given().when(lambda fleet: tokens.revoke_token(fleet, name="ci")).then_raises(NotFoundError, "'ci'")
+    given().when(lambda fleet: tokens.revoke_registration_token(fleet, name="x")).then_raises(NotFoundError, "'x'")
+    given().when(lambda fleet: tokens.rotate_registration_token(fleet, name="x", digest=FIRST)).then_raises(
+        NotFoundError, "'x'"
+    )
+
+
+def test_a_secret_is_never_taken_for_a_digest() -> None:
+    given().when(creating(digest="first secret")).then_raises(InvalidValueError, "SHA-256")
+
+
+def test_another_secret_finds_no_token() -> None:
+    history = given(CREATED, FleetTokenCreated(name="ops", role="admin", digest=SECOND))
+    found = tokens.token_of(history.fleet, "second secret")
+    assert found is not None
+    assert found.name == "ops"
+    assert tokens.token_of(history.fleet, FIRST) is None
+    assert tokens.token_of(history.fleet, "") is None
+
+
+def test_registration_tokens_are_created_and_revoked() -> None:
+    """N4."""
+    history = given()
+    creation: Decide = lambda fleet: tokens.create_registration_token(  # noqa: E731 - used twice
+        fleet, name="rack-1", digest=FIRST
+    )
+    history.when(creation).then(JOIN)
+    history.when(creation).then_nothing()
+    history.when(lambda fleet: tokens.create_registration_token(fleet, name="rack-1", digest=SECOND)).then_raises(
+        ConflictError
+    )
+    history.when(lambda fleet: tokens.revoke_registration_token(fleet, name="rack-1")).then(
+        FleetRegistrationTokenRevoked(name="rack-1")
+    )
+    assert tokens.registration_token_of(history.fleet, "first secret") is None
+
+
+def test_a_rotated_registration_token_keeps_its_name_and_loses_its_secret() -> None:
+    """N4."""
+    history = given(JOIN)
+    history.when(lambda fleet: tokens.rotate_registration_token(fleet, name="rack-1", digest=SECOND)).then(
+        FleetRegistrationTokenRevoked(name="rack-1"), FleetRegistrationTokenCreated(name="rack-1", digest=SECOND)
+    )
+    assert tokens.registration_token_of(history.fleet, "first secret") is None
+    assert tokens.registration_token_of(history.fleet, "second secret") is not None
+    history.when(lambda fleet: tokens.rotate_registration_token(fleet, name="rack-1", digest=SECOND)).then_nothing()
+
+
+def test_tokens_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "TOKENS_MAX", 1)
+    given(CREATED).when(creating(name="ops", digest=SECOND)).then_raises(OverloadedError, "revoke one")
