@@ -7,12 +7,12 @@ Invariant: a process is ended only by identity (pidfd, lock, mark), never by a b
 acknowledged before the last descendant has exited (rules W4, W5, trap X22).
 """
 
+from modelyard_services.worker.processes.kept import ProcessFact
 from modelyard_services.worker.processes.keys import ProcessKey, process_key, reaches
 from modelyard_services.worker.processes.ports import PortRange
 from modelyard_services.worker.processes.running import ProcessesSettings, Running, StartRequest
 from modelyard_services.worker.processes.supervisor import (
     Processes,
-    ProcessFact,
     StillAliveError,
 )
 

@@ -16,22 +16,21 @@ from types import TracebackType
 from typing import Final, Self
 
 import msgspec
-import psutil
 
 from modelyard_events.ids import ReplicaId
-from modelyard_events.node import HOST_MEMORY
-from modelyard_events.replica import Process, ProcessExit
-from modelyard_events.requests import Crashed, Loaded, LoadFailed, LoadStarted, LogLine, ProbeFailed, Stopped
-from modelyard_events.telemetry import ReplicaActivity, ReplicaReading
+from modelyard_events.replica import ProcessExit
+from modelyard_events.requests import Loaded, LoadFailed, LoadStarted, LogLine, ProbeFailed
+from modelyard_events.telemetry import ReplicaReading
 from modelyard_services.effects.health import Healthy, Outcome, Refused, describe, probe
 from modelyard_services.worker.processes.handle import Handle, KeeperError, end_strays
 from modelyard_services.worker.processes.keeper import TERMINATE_SECONDS
+from modelyard_services.worker.processes.kept import Kept, ProcessFact, keeper_file, last_fact
 from modelyard_services.worker.processes.keys import ProcessKey, process_key, reaches
 from modelyard_services.worker.processes.launch import LaunchRefusedError, Placeholders, order_of
 from modelyard_services.worker.processes.logs import FOLLOW_SECONDS, LINES_MAX, LogFile, merged, stderr_tail
 from modelyard_services.worker.processes.ports import Ports
 from modelyard_services.worker.processes.running import ProcessesSettings, Running, StartRequest
-from modelyard_services.worker.processes.state import ExitFile, KeeperFile, Record, StateDirectory, read_json
+from modelyard_services.worker.processes.state import ExitFile, Record, StateDirectory, read_json
 
 READY_POLL_SECONDS: Final = (0.05, 1.0)
 """The first and the longest wait between two looks: small backends are ready in a second, large ones in minutes."""
@@ -42,29 +41,9 @@ PROBE_MISSES_MAX: Final = 3
 STOP_SPARE_SECONDS: Final = 10.0
 """Beyond the grace and SIGTERM's own limit: what the kernel may take to free the memory of a killed process."""
 
-ProcessFact = LoadStarted | Loaded | LoadFailed | Crashed | Stopped | ProbeFailed
-
 
 class StillAliveError(Exception):
     """A process outlives SIGKILL. It stays listed as stopping and keeps its port; asking again waits again."""
-
-
-class _Kept:
-    """A replica's process and all that is known of it."""
-
-    def __init__(self, record: Record, directory: Path, handle: Handle, file: KeeperFile) -> None:
-        self.record = record
-        self.directory = directory
-        self.handle = handle
-        self.process = Process(pid=file.process.pid, started_at=file.started_at, port=record.port)
-        self.key = process_key(record.model, record.replica_index)
-        self.stopping = False
-        self.failure: str | None = None
-        self.finished = asyncio.Event()
-
-    @property
-    def replica(self) -> ReplicaId:
-        return self.record.replica
 
 
 class Processes:
@@ -92,7 +71,7 @@ class Processes:
         self._is_idle = is_idle
         self._vram_of = vram_of
         self._environment = environment
-        self._kept: dict[ReplicaId, _Kept] = {}
+        self._kept: dict[ReplicaId, Kept] = {}
         self._ports = Ports(
             settings.ports, host=settings.host, now=time.monotonic, quarantine_seconds=settings.quarantine_seconds
         )
@@ -114,8 +93,9 @@ class Processes:
         finally:
             for task in self._supervisors.values():
                 task.cancel()
+            ours = kind is None or issubclass(kind, asyncio.CancelledError)  # the caller's own error stays as it is
             try:
-                await self._tasks.__aexit__(kind, error, trace)
+                await self._tasks.__aexit__(*((kind, error, trace) if ours else (None, None, None)))
             finally:
                 for kept in self._kept.values():
                     kept.handle.let_go()
@@ -137,14 +117,14 @@ class Processes:
                 await self._bury(record, directory)
             else:
                 self._ports.hold(record.port)
-                self._take_up(_Kept(record, directory, handle, _keeper_file(directory)))
+                self._take_up(Kept(record, directory, handle, keeper_file(directory)))
         return self.running()
 
     async def start(self, request: StartRequest) -> Running | None:
         """Start a process; None if that failed, which a LoadFailed tells. Starting what runs changes nothing."""
         async with self._launching:
             if request.replica in self._kept:
-                return self._snapshot(self._kept[request.replica])
+                return self._kept[request.replica].snapshot(self._settings)
             try:
                 kept = await self._launch(request)
             except (LaunchRefusedError, KeeperError, OSError) as error:
@@ -153,7 +133,7 @@ class Processes:
         if kept.failure is not None:
             await kept.finished.wait()
             return None
-        return self._snapshot(kept)
+        return kept.snapshot(self._settings)
 
     async def stop(self, replica: ReplicaId) -> None:
         """Ask, wait, terminate, kill; returns once the last process has exited (trap X22). None there: nothing to do.
@@ -186,7 +166,9 @@ class Processes:
 
     def running(self, asked: str | None = None) -> tuple[Running, ...]:
         """Every process that has not exited, or those that `asked` means: a key, a replica id, or a bare model name."""
-        return tuple(self._snapshot(kept) for kept in self._kept.values() if asked is None or _means(asked, kept))
+        return tuple(
+            kept.snapshot(self._settings) for kept in self._kept.values() if asked is None or kept.is_meant_by(asked)
+        )
 
     async def probe(self, replica: ReplicaId) -> Outcome:
         """Ask a replica's process whether it is well. One that isn't there refuses, as its port would."""
@@ -196,7 +178,7 @@ class Processes:
     async def measure(self, replica: ReplicaId) -> dict[int, int] | None:
         """Bytes that the replica uses of its GPUs, or of RAM where it has none. None is unknown, not zero."""
         kept = self._kept.get(replica)
-        return None if kept is None else await asyncio.to_thread(self._measure, kept)
+        return None if kept is None else await asyncio.to_thread(kept.memory, self._vram_of)
 
     async def readings(self) -> tuple[ReplicaReading, ...]:
         """The inventory for heartbeats and registration (rules N2, N8)."""
@@ -244,7 +226,7 @@ class Processes:
             for file in files.values():
                 file.close()
 
-    async def _launch(self, request: StartRequest) -> _Kept:
+    async def _launch(self, request: StartRequest) -> Kept:
         key = process_key(request.model, request.replica_index)
         if self.running(key):
             raise LaunchRefusedError(f"{key} still runs as another replica; it has to end first")
@@ -263,8 +245,8 @@ class Processes:
         record = Record(**msgspec.structs.asdict(request), port=port, incarnation=self._settings.incarnation)
         directory = self._state.write(record)
         handle = await Handle.spawn(directory, order)
-        file = _keeper_file(directory)
-        kept = _Kept(record, directory, handle, file)
+        file = keeper_file(directory)
+        kept = Kept(record, directory, handle, file)
         if file.problem is None:
             self._on_fact(LoadStarted(replica=record.replica, process=kept.process))
         else:
@@ -272,11 +254,11 @@ class Processes:
         self._take_up(kept)
         return kept
 
-    def _take_up(self, kept: _Kept) -> None:
+    def _take_up(self, kept: Kept) -> None:
         self._kept[kept.replica] = kept
         self._supervisors[kept.replica] = self._tasks.create_task(self._supervise(kept))
 
-    async def _supervise(self, kept: _Kept) -> None:
+    async def _supervise(self, kept: Kept) -> None:
         watch = self._tasks.create_task(self._watch(kept))
         try:
             await kept.handle.ended()
@@ -287,11 +269,11 @@ class Processes:
         del self._kept[kept.replica], self._supervisors[kept.replica]
         kept.finished.set()
 
-    async def _watch(self, kept: _Kept) -> None:
+    async def _watch(self, kept: Kept) -> None:
         if kept.record.ready or await self._becomes_ready(kept):
             await self._probe_in_background(kept)
 
-    async def _becomes_ready(self, kept: _Kept) -> bool:
+    async def _becomes_ready(self, kept: Kept) -> bool:
         limit = kept.record.launch.ready_timeout_seconds or self._settings.ready_timeout_seconds
         deadline = kept.process.started_at + limit  # by the wall, since an adopted process started under another loop
         pause, pause_max = READY_POLL_SECONDS
@@ -312,7 +294,7 @@ class Processes:
         self._on_fact(Loaded(replica=kept.replica, address=self._settings.address(kept.process.port), memory=memory))
         return True
 
-    async def _probe_in_background(self, kept: _Kept) -> None:
+    async def _probe_in_background(self, kept: Kept) -> None:
         misses = 0
         while True:
             await asyncio.sleep(self._settings.probe_interval_seconds)
@@ -323,13 +305,13 @@ class Processes:
             if misses == PROBE_MISSES_MAX and not kept.stopping:
                 self._on_fact(ProbeFailed(replica=kept.replica, detail=describe(outcome)))
 
-    async def _probe(self, kept: _Kept) -> Outcome:
+    async def _probe(self, kept: Kept) -> Outcome:
         settings = self._settings
         return await probe(
             kept.record.launch.health, host=settings.probe_host, port=kept.process.port, seconds=settings.probe_seconds
         )
 
-    async def _bury(self, record: Record, directory: Path, kept: _Kept | None = None) -> None:
+    async def _bury(self, record: Record, directory: Path, kept: Kept | None = None) -> None:
         """Nothing of it is alive, or is once this returns: tell how it ended, free its port, keep its log."""
         end = read_json(directory / "exit.json", ExitFile)
         if end is None:
@@ -338,39 +320,14 @@ class Processes:
         tail = await asyncio.to_thread(stderr_tail, directory)
         told = ProcessExit(exit_code=end.exit_code, signal=end.signal, stderr_tail=tail)
         self._ports.release(record.port, exited_seconds_ago=time.time() - end.ended_at)
-        self._on_fact(_last_fact(record, end, told, kept))
+        self._on_fact(last_fact(record, end, told, kept))
         self._state.archive(directory)
-
-    def _measure(self, kept: _Kept) -> dict[int, int] | None:
-        pids = kept.handle.pids()
-        if kept.record.gpus:
-            return self._vram_of(frozenset(pids))
-        resident = [rss for pid in pids if (rss := _rss(pid)) is not None]
-        return {HOST_MEMORY: sum(resident)} if resident else None
-
-    def _snapshot(self, kept: _Kept) -> Running:
-        record = kept.record
-        activity: ReplicaActivity = "ready" if record.ready else "starting"
-        if kept.stopping or kept.failure is not None:
-            activity = "stopping"
-        return Running(
-            replica=record.replica,
-            key=kept.key,
-            model=record.model,
-            replica_index=record.replica_index,
-            revision=record.revision,
-            gpus=record.gpus,
-            incarnation=record.incarnation,
-            process=kept.process,
-            activity=activity,
-            address=self._settings.address(record.port) if record.ready else None,
-        )
 
     def _log_files(self, asked: str, known: Mapping[ReplicaId, LogFile] | None = None) -> dict[ReplicaId, LogFile]:
         """The logs that `asked` means: the known ones, what runs, or the last that ran where nothing does."""
         files = dict(known or {})
         for kept in self._kept.values():
-            if _means(asked, kept) and kept.replica not in files:
+            if kept.is_meant_by(asked) and kept.replica not in files:
                 files[kept.replica] = LogFile(kept.directory, kept.replica, kept.key)
         if not files:
             seen: set[ProcessKey] = set()
@@ -380,31 +337,3 @@ class Processes:
                     seen.add(key)
                     files[record.replica] = LogFile(directory, record.replica, key)
         return files
-
-
-def _means(asked: str, kept: _Kept) -> bool:
-    return asked == kept.replica or reaches(asked, kept.key)
-
-
-def _keeper_file(directory: Path) -> KeeperFile:
-    file = read_json(directory / "keeper.json", KeeperFile)
-    if file is None:
-        raise KeeperError(f"{directory.name}: the keeper ended at once; see keeper.err there")
-    return file
-
-
-def _last_fact(record: Record, end: ExitFile, told: ProcessExit, kept: _Kept | None) -> ProcessFact:
-    if kept is not None and kept.failure is not None and not kept.stopping:
-        return LoadFailed(replica=record.replica, detail=kept.failure, exit=told)
-    if end.asked or (kept is not None and kept.stopping):
-        return Stopped(replica=record.replica, exit=told)
-    if not record.ready:
-        return LoadFailed(replica=record.replica, detail="exited before it was ready", exit=told)
-    return Crashed(replica=record.replica, exit=told)
-
-
-def _rss(pid: int) -> int | None:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.NoSuchProcess:
-        return None
