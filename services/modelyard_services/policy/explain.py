@@ -1,0 +1,109 @@
+"""A placement told to people: the account in one line, node by node, and what would unblock it (rules P5, H2).
+
+Invariant: nothing here decides; it says what the same filters and scores found.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from modelyard_events.decision import Figure, FilterCount
+from modelyard_events.ids import NodeName
+from modelyard_events.selectors import format_selector
+from modelyard_events.sizes import format_size
+from modelyard_projections.fleet import Cordoned, Fleet, NodeState
+from modelyard_services.policy.filters import Rejection, Scene, Wish, rejection
+from modelyard_services.policy.readings import Readings
+from modelyard_services.policy.scores import candidate
+from modelyard_services.policy.survey import Survey, considered
+
+LIFTED_BY_COMMAND: Final = ("schedulable", "admitted", "selector")
+"""Filters that an operator lifts with one command that touches nothing that runs."""
+
+
+class NodeAccount(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One node's part of the account: its rejection, or its scores."""
+
+    node: NodeName
+    rejection: Rejection | None = None
+    scores: dict[str, Figure] | None = None
+
+
+def explain(fleet: Fleet, readings: Readings, wish: Wish) -> list[NodeAccount]:
+    """The full account: every node with its first rejection, or with its scores."""
+    scene = Scene(fleet, readings, wish)
+    return [_account(scene, node) for node in considered(fleet, wish)]
+
+
+def message(found: Survey) -> str:
+    """The account in one line: `0/5 nodes: 3 vram (short by 2.1-9.8 GiB), 2 selector`."""
+    head = f"{found.candidates}/{found.considered} nodes"
+    parts = sorted(found.filters, key=lambda count: -count.nodes)
+    return head + (": " + ", ".join(_part(count) for count in parts) if parts else "")
+
+
+def unblock(fleet: Fleet, readings: Readings, wish: Wish, found: Survey) -> str | None:
+    """The smallest change known to let the wish pass, looked for on the nodes that the survey names."""
+    scene = Scene(fleet, readings, wish)
+    examples = {count.filter: count.examples for count in found.filters}
+    if not found.considered:
+        return "register a node"
+    for name in LIFTED_BY_COMMAND:
+        for node in _named(fleet, examples.get(name, ())):
+            if rejection(scene, node, ignoring=name) is None:
+                return _command(scene, node, name)
+    if found.nearest is not None:
+        return f"free {format_size(found.nearest[1])} of VRAM on {found.nearest[0]}"
+    return _change_of_load(scene, examples)
+
+
+def _account(scene: Scene, node: NodeState) -> NodeAccount:
+    rejected = rejection(scene, node)
+    if rejected is not None:
+        return NodeAccount(node.name, rejected)
+    return NodeAccount(node.name, scores=candidate(scene, node).scores())
+
+
+def _part(count: FilterCount) -> str:
+    if count.unit is None or not isinstance(count.low, int | float) or not isinstance(count.high, int | float):
+        return f"{count.nodes} {count.filter}"
+    if count.unit == "bytes":
+        return f"{count.nodes} {count.filter} (short by {_sizes(int(count.low), int(count.high))})"
+    seconds = f"{count.low:g}" if count.low == count.high else f"{count.low:g}–{count.high:g}"  # noqa: RUF001
+    return f"{count.nodes} {count.filter} (for {seconds} s)"
+
+
+def _sizes(low: int, high: int) -> str:
+    """`2.1–9.8 GiB`, the unit once where both have it."""  # noqa: RUF002 - a range's dash
+    least, most = format_size(low), format_size(high)
+    if least == most:
+        return most
+    shared = least.split()[1] == most.split()[1]
+    return f"{least.split()[0] if shared else least}–{most}"  # noqa: RUF001 - a range's dash
+
+
+def _named(fleet: Fleet, names: tuple[str, ...]) -> list[NodeState]:
+    return [fleet.nodes[NodeName(name)] for name in names if name in fleet.nodes]
+
+
+def _command(scene: Scene, node: NodeState, name: str) -> str:
+    if name == "schedulable":
+        return f"{'uncordon' if isinstance(node.intent, Cordoned) else 'resume'} node {node.name}"
+    if name == "admitted":
+        return f"approve node {node.name}"
+    return f"label node {node.name} so that it matches {format_selector(scene.wish.selector)}"
+
+
+def _change_of_load(scene: Scene, examples: Mapping[str, tuple[str, ...]]) -> str | None:
+    for node in _named(scene.fleet, examples.get("slot", ())):
+        if rejection(scene, node, ignoring="slot") is None:
+            return f"raise max-replicas-per-model of node {node.name} above {node.max_replicas_per_model}"
+    for node in _named(scene.fleet, examples.get("concurrency_group", ())):
+        found = rejection(scene, node)
+        if found is not None and rejection(scene, node, ignoring="concurrency_group") is None:
+            return f"end the group's holder on node {node.name} ({found.detail})"
+    if examples.get("vram") and scene.wish.per_gpu is not None:
+        gpus = f" on each of {scene.wish.gpus} GPUs" if scene.wish.gpus > 1 else ""
+        return f"add a node, or raise a budget, to {format_size(scene.wish.per_gpu)} of VRAM{gpus}"
+    return None

@@ -1,0 +1,48 @@
+"""How much memory a replica of a model will take, and how long its load may last (rules R4, C7).
+
+Invariant: every figure names the rule it came from; what nobody knows stays None, never zero.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from modelyard_events.replica import FootprintRule
+from modelyard_events.spec import ModelSpec
+
+FILE_SIZE_FACTOR: Final = 1.2
+"""Weights plus a fifth: cache and buffers of a model whose operator gave its file size only (R4)."""
+
+LOAD_SECONDS_BASE: Final = 300.0
+LOAD_SECONDS_PER_GIB: Final = 20.0
+"""A loading deadline of 5 min and 20 s a GiB: slow network disks read about 50 MB/s (C7)."""
+
+
+class Footprint(msgspec.Struct, frozen=True):
+    """Bytes over all devices of one replica; None where there is nothing to go on."""
+
+    size: int | None
+    rule: FootprintRule
+
+
+def footprint(spec: ModelSpec, *, measured: Iterable[int] = ()) -> Footprint:
+    """The footprint of `spec`; `measured` are those of its living replicas at the same revision.
+
+    An operator's own figure wins; a measurement beats a guess from the file's size.
+    """
+    largest = max(measured, default=None)
+    if spec.vram is not None:
+        return Footprint(spec.vram, "spec")
+    if largest is not None:
+        return Footprint(largest, "measured")
+    if spec.file_size is not None:
+        return Footprint(round(spec.file_size * FILE_SIZE_FACTOR), "file_size")
+    return Footprint(None, "unknown")
+
+
+def load_seconds(spec: ModelSpec, size: int | None) -> float:
+    """How long a load may take before its progress must speak for it; never below the spec's own timeout."""
+    read = spec.file_size if spec.file_size is not None else size or 0
+    estimate = LOAD_SECONDS_BASE + LOAD_SECONDS_PER_GIB * read / 2**30
+    return max(estimate, spec.ready_timeout_seconds or 0.0)

@@ -1,0 +1,90 @@
+"""Free memory of a node as placement counts it, and which of its devices a replica gets (rule R3).
+
+Invariant: free is what the budget leaves over all live reservations, and never more than was measured free minus
+what is reserved but not in that measurement yet.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from modelyard_events.node import HOST_MEMORY
+from modelyard_events.reservation import ReplicaHolder
+from modelyard_projections.fleet import Fleet, NodeState
+from modelyard_services.policy.readings import NodeReading
+
+
+class Room(msgspec.Struct, frozen=True):
+    """Bytes free on each device, and on the node as a whole, where a budget may leave less than their sum."""
+
+    devices: dict[int, int]
+    total: int
+
+    def fit(self, gpus: int) -> int:
+        """The most bytes a device that `gpus` devices can each take; -1 where there are too few devices."""
+        if gpus > 1 and (len(self.devices) < gpus or HOST_MEMORY in self.devices):
+            return -1
+        if not self.devices:
+            return 0
+        free = sorted(self.devices.values(), reverse=True)
+        return max(0, min(free[gpus - 1], self.total // gpus))
+
+
+def room(fleet: Fleet, node: NodeState, reading: NodeReading) -> Room:
+    """What is free on `node` now."""
+    devices = {device: node.free_on(device) for device in node.devices}
+    if reading.vram_free:
+        hidden = _hidden(fleet, node, reading)
+        for device, free in reading.vram_free.items():
+            if device in devices:
+                devices[device] = min(devices[device], free - hidden.get(device, 0))
+    free_devices = {device: max(0, free) for device, free in devices.items()}
+    return Room(free_devices, max(0, min(node.vram_free, sum(free_devices.values()))))
+
+
+def empty_room(node: NodeState) -> Room:
+    """What would be free if nothing at all were on `node`: its budget."""
+    return Room(node.devices, node.budget)
+
+
+def choose_devices(free: Room, *, gpus: int, per_gpu: int | None, binpack: bool) -> dict[int, int]:
+    """Bytes to reserve per device: the fullest that fit for binpack, else the emptiest; ties by index.
+
+    Without a known footprint all that is free on the chosen devices is held.
+    """
+    if per_gpu == 0 or not free.devices:
+        return {}
+    fitting = [(size, device) for device, size in free.devices.items() if size >= (per_gpu or 1)]
+    fitting.sort(key=lambda entry: (entry[0] if binpack else -entry[0], entry[1]))
+    chosen = fitting[:gpus]
+    if per_gpu is not None:
+        return {device: per_gpu for _, device in chosen}
+    return _bounded({device: size for size, device in chosen}, total=free.total)
+
+
+def _bounded(wanted: Mapping[int, int], *, total: int) -> dict[int, int]:
+    """`wanted`, cut so that its sum stays within the node's own budget."""
+    held: dict[int, int] = {}
+    for device, size in wanted.items():
+        taken = min(size, total - sum(held.values()))
+        if taken > 0:
+            held[device] = taken
+    return held
+
+
+def _hidden(fleet: Fleet, node: NodeState, reading: NodeReading) -> dict[int, int]:
+    """Bytes per device that replicas hold but the measurement doesn't show yet.
+
+    Operators' reservations are left out: the budget holds them already, and whether their job has begun, so that
+    it shows, nobody can tell.
+    """
+    hidden: dict[int, int] = {}
+    for identity in node.reservations:
+        reservation = fleet.reservations[identity]
+        if not isinstance(reservation.holder, ReplicaHolder):
+            continue
+        shown = reading.visible.get(reservation.holder.replica, {})
+        if shown is not None:
+            for device, size in reservation.vram.items():
+                hidden[device] = hidden.get(device, 0) + max(0, size - shown.get(device, 0))
+    return hidden

@@ -1,0 +1,220 @@
+"""Where a replica goes: slot, memory and count claimed in one decision, or a refusal with its account (R2, R3, P5).
+
+Invariant: what is placed fits by the fleet it was decided on, and the append guards every aggregate that this
+relied on: the node (slots, memory, groups) and the model (its count), so of two deciders one loses (X21).
+"""
+
+import msgspec
+
+from modelyard_events.decision import Decision, Figure
+from modelyard_events.envelope import AnyEvent
+from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId, Revision
+from modelyard_events.model import ModelPlacementRefused, ModelReplicaAdded, RefusalKind
+from modelyard_events.node import HOST_MEMORY
+from modelyard_events.replica import ReplicaPlaced
+from modelyard_events.reservation import ReplicaHolder, ReservationGranted
+from modelyard_events.selectors import Selector
+from modelyard_events.spec import ModelSpec, SpreadAll
+from modelyard_projections.fleet import Fleet, ModelState, NodeState
+from modelyard_services.errors import ModelUnknownError, NotFoundError
+from modelyard_services.policy.account import account, clipped
+from modelyard_services.policy.explain import message, unblock
+from modelyard_services.policy.filters import Wish
+from modelyard_services.policy.footprint import Footprint, footprint, load_seconds
+from modelyard_services.policy.identity import replica_id, reservation_id
+from modelyard_services.policy.memory import choose_devices, room
+from modelyard_services.policy.readings import Readings
+from modelyard_services.policy.survey import Survey, Surveyor, survey
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks for a replica of what, and when on the log's clock.
+
+    `node` and `selector` narrow the schedule's own selector; `replaces` names the replica of an older revision
+    that ends once this one is ready (R6).
+    """
+
+    model: ModelName
+    command: CommandId
+    now_ns: int
+    node: NodeName | None = None
+    selector: Selector = ()
+    replaces: ReplicaId | None = None
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A refusal to answer with, whether or not it was news to the log."""
+
+    kind: RefusalKind
+    message: str
+    unblock: str | None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """The events to append, and what to answer: the replica, or why there is none."""
+
+    events: tuple[AnyEvent, ...] = ()
+    replica: ReplicaId | None = None
+    refused: Refused | None = None
+
+
+def place(fleet: Fleet, readings: Readings, request: Request, *, search: Surveyor = survey) -> Outcome:
+    """One more replica of the model where it fits best.
+
+    Raises:
+        ModelUnknownError: the model isn't defined.
+        NotFoundError: the node asked for doesn't exist.
+    """
+    model, spec = _defined(fleet, request)
+    size = footprint_of(fleet, model, spec)
+    wish = wish_of(fleet, request)
+    found = search(fleet, readings, wish)
+    if not found.best:
+        return _refuse(fleet, readings, request, found)
+    node = fleet.nodes[found.best[0].node]
+    free = room(fleet, node, readings.of(node.name))
+    held = choose_devices(free, gpus=wish.gpus, per_gpu=wish.per_gpu, binpack=wish.binpack)
+    decision = account(fleet, readings, found, kind="placement", outcome=f"placed on {node.name}")
+    decision = msgspec.structs.replace(decision, figures=_figures(size, wish, held))
+    return claim(fleet, request, Place(node, held), decision=decision)
+
+
+def load_on_demand(fleet: Fleet, readings: Readings, request: Request, *, search: Surveyor = survey) -> Outcome:
+    """A replica for a request that found none: the one already on its way, else a new one (rule T5)."""
+    model, _ = _defined(fleet, request)
+    serving = next((identity for identity, each in model.replicas.items() if each.phase != "draining"), None)
+    if serving is not None:
+        return Outcome(replica=serving)
+    return place(fleet, readings, request, search=search)
+
+
+def wish_of(fleet: Fleet, request: Request) -> Wish:
+    """What the request asks of a node, with the model's schedule applied.
+
+    Raises:
+        ModelUnknownError: the model isn't defined.
+        NotFoundError: the node asked for doesn't exist.
+    """
+    model, spec = _defined(fleet, request)
+    options = model.options
+    size = footprint_of(fleet, model, spec).size
+    return Wish(
+        model=model.name,
+        now_ns=request.now_ns,
+        selector=(*options.node_selector, *request.selector),
+        node=request.node,
+        groups=spec.concurrency_groups,
+        gpus=options.gpus,
+        per_gpu=None if size is None else -(-size // options.gpus),
+        disk=spec.disk,
+        max_per_node=1 if isinstance(options.mode, SpreadAll) else options.max_per_node,
+        binpack=options.placement == "binpack",
+    )
+
+
+def footprint_of(fleet: Fleet, model: ModelState, spec: ModelSpec) -> Footprint:
+    """The footprint, by what is known of the spec and of its living replicas."""
+    measured = (
+        sum(fleet.reservations[replica.reservation].vram.values())
+        for replica in fleet.replicas_of(model.name)
+        if replica.footprint_rule == "measured" and replica.revision == model.revision
+    )
+    return footprint(spec, measured=measured)
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where exactly: node and bytes by device; the victims whose place it takes over, and then their slot."""
+
+    node: NodeState
+    held: dict[int, int]
+    waits_for: tuple[ReplicaId, ...] = ()
+    index: int | None = None
+
+
+def claim(fleet: Fleet, request: Request, where: Place, *, decision: Decision) -> Outcome:
+    """Slot, memory and the model's count, in one append."""
+    model, spec = _defined(fleet, request)
+    size = footprint_of(fleet, model, spec)
+    replica, reservation = replica_id(request.command, 0), reservation_id(request.command, 0)
+    node = where.node
+    slot = lowest_free_index(node, model.name) if where.index is None else where.index
+    placed = ReplicaPlaced(
+        node=node.name,
+        replica=replica,
+        model=model.name,
+        replica_index=slot,
+        revision=_revision(model),
+        launch=spec.launch(),
+        reservation=reservation,
+        vram=where.held,
+        footprint_rule=size.rule,
+        gpus=tuple(sorted(device for device in where.held if device != HOST_MEMORY)),
+        groups=spec.concurrency_groups,
+        pinned=spec.pinned,
+        max_concurrency=spec.max_concurrency,
+        exclusive=size.size is None,
+        waits_for=where.waits_for,
+        replaces=request.replaces,
+        load_seconds=load_seconds(spec, size.size),
+        decision=decision,
+    )
+    granted = ReservationGranted(
+        node=node.name, reservation=reservation, holder=ReplicaHolder(replica), vram=placed.vram
+    )
+    added = ModelReplicaAdded(
+        model=model.name, replica=replica, node=node.name, replica_index=slot, revision=placed.revision
+    )
+    return Outcome((placed, granted, added), replica)
+
+
+def lowest_free_index(node: NodeState, model: ModelName) -> int:
+    """The slot a newcomer takes (rule R2)."""
+    taken = node.slots.get(model, {})
+    return next(index for index in range(len(taken) + 1) if index not in taken)
+
+
+def _refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey) -> Outcome:
+    """A refusal, told to the log only where it differs from the model's last one (rule P5)."""
+    model, spec = _defined(fleet, request)
+    wish = wish_of(fleet, request)
+    advice = unblock(fleet, readings, wish, found)
+    refused = Refused(found.kind, message(found), None if advice is None else clipped(advice))
+    filters = tuple(count.filter for count in found.filters)
+    last = model.refusal
+    if last is not None and (last.kind, last.filters, last.revision) == (refused.kind, filters, model.revision):
+        return Outcome(refused=refused)
+    decision = account(fleet, readings, found, kind="refusal", outcome=refused.message)
+    figures = _figures(footprint_of(fleet, model, spec), wish, {})
+    event = ModelPlacementRefused(
+        model=model.name,
+        kind=refused.kind,
+        revision=_revision(model),
+        decision=msgspec.structs.replace(decision, figures=figures, unblock=refused.unblock),
+    )
+    return Outcome((event,), refused=refused)
+
+
+def _figures(size: Footprint, wish: Wish, held: dict[int, int]) -> dict[str, Figure]:
+    """The figures of the outcome itself: what was needed, by which rule, and where it went."""
+    return {
+        "footprint": size.size,
+        "footprint_rule": size.rule,
+        "gpus": wish.gpus,
+        "reserved": sum(held.values()),
+        "devices": ",".join(str(device) for device in sorted(held)) or None,
+    }
+
+
+def _defined(fleet: Fleet, request: Request) -> tuple[ModelState, ModelSpec]:
+    model = fleet.models.get(request.model)
+    if model is None or model.spec is None:
+        raise ModelUnknownError(f"no model is named {request.model!r}; define it first", field="model")
+    if request.node is not None and request.node not in fleet.nodes:
+        raise NotFoundError(f"no node is named {request.node!r}", field="node", value=request.node)
+    return model, model.spec
+
+
+def _revision(model: ModelState) -> Revision:
+    if model.revision is None:
+        raise AssertionError("a defined model has a revision")
+    return model.revision

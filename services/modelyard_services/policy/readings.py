@@ -1,0 +1,86 @@
+"""What telemetry says that placement needs, taken at one moment from `Demand`.
+
+Invariant: a figure nobody reported is absent, and absence never counts as empty or as full (rule N9).
+"""
+
+import base64
+import zlib
+from typing import Final
+
+import msgspec
+
+from modelyard_events.ids import NodeName, ReplicaId
+from modelyard_events.telemetry import Heartbeat
+from modelyard_projections.demand import Demand
+from modelyard_projections.fleet import Fleet
+
+COLUMN_BYTES_MAX: Final = 6 * 1024
+"""The telemetry in one decision: leaves 10 of its 16 KiB for what people read."""
+
+HEARTBEAT_FRESH_NS: Final = 30_000_000_000
+"""Three heartbeats: older figures are unknown, though the node counts as alive for another while."""
+
+
+class NodeReading(msgspec.Struct, frozen=True):
+    """One node's measurements.
+
+    `visible` tells how much of each replica the measured free memory already shows: bytes per device, or None
+    for a replica that is up but whose share nobody can measure, which counts as shown wholly.
+    """
+
+    vram_free: dict[int, int] = {}
+    visible: dict[ReplicaId, dict[int, int] | None] = {}
+    disk_free: int | None = None
+
+
+UNKNOWN: Final = NodeReading()
+
+
+class Readings(msgspec.Struct):
+    """Measurements by node, and leases by replica. Nothing but the cached column changes after `read`."""
+
+    nodes: dict[NodeName, NodeReading] = {}
+    in_flight: dict[ReplicaId, int] = {}
+    cached_column: str | None = None
+
+    def of(self, node: NodeName) -> NodeReading:
+        return self.nodes.get(node, UNKNOWN)
+
+    @property
+    def column(self) -> str:
+        """All of it as one compressed text for a decision; `…` where it doesn't fit (rule H2)."""
+        if self.cached_column is None:
+            self.cached_column = _compress(self)
+        return self.cached_column
+
+
+def read(fleet: Fleet, demand: Demand, *, heard_ns: int) -> Readings:
+    """The readings at `heard_ns` on the clock that `demand` was told with."""
+    nodes = {}
+    for name, heard in demand.nodes.items():
+        node = fleet.nodes.get(name)
+        fresh = heard_ns - heard.heard_ns <= HEARTBEAT_FRESH_NS
+        if fresh and node is not None and heard.heartbeat.incarnation == node.incarnation:
+            nodes[name] = _reading(heard.heartbeat)
+    in_flight: dict[ReplicaId, int] = {}
+    for report in demand.live_routers(now_ns=heard_ns):
+        for replica, leases in report.in_flight.items():
+            in_flight[replica] = in_flight.get(replica, 0) + leases
+    return Readings(nodes, in_flight)
+
+
+def _reading(heartbeat: Heartbeat) -> NodeReading:
+    visible = {
+        reading.replica: reading.memory
+        for reading in heartbeat.replicas
+        if reading.memory is not None or reading.activity != "starting"
+    }
+    measured = {device: free for device, free in heartbeat.vram_free.items() if free is not None}
+    return NodeReading(measured, visible, heartbeat.disk_free)
+
+
+def _compress(readings: Readings) -> str:
+    nodes = {name: [reading.vram_free, reading.disk_free] for name, reading in readings.nodes.items()}
+    body = msgspec.msgpack.encode({"nodes": nodes, "in_flight": {k: v for k, v in readings.in_flight.items() if v}})
+    text = base64.b85encode(zlib.compress(body, 1)).decode()
+    return text if len(text) <= COLUMN_BYTES_MAX else "…"

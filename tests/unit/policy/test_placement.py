@@ -1,0 +1,458 @@
+"""Placement: what is claimed, what is refused, and the account of both (rules P1, P2, P5, P6, R2-R5)."""
+
+import msgspec
+import pytest
+from tests.support.given import (
+    GIB,
+    SECOND_NS,
+    START_NS,
+    Given,
+    a_drain,
+    a_loading_replica,
+    a_model,
+    a_pending_node,
+    a_placed_replica,
+    a_ready_replica,
+    an_approved_node,
+    given,
+    incarnation_of,
+    record,
+    some_process,
+    some_spec,
+)
+
+from modelyard_events.decision import DECISION_BYTES_MAX
+from modelyard_events.envelope import AnyEvent
+from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId, ReservationId
+from modelyard_events.model import ModelPlacementRefused, ModelReplicaAdded, ModelScheduleSet
+from modelyard_events.node import NodeCordoned, NodeLost, NodeVramBudgetOverridden
+from modelyard_events.replica import ReplicaLoadFailed, ReplicaPlaced
+from modelyard_events.reservation import OperatorHolder, ReservationGranted
+from modelyard_events.selectors import parse_selector
+from modelyard_events.sizes import Bytes
+from modelyard_events.spec import ModelSpec, Schedule, SpreadAll
+from modelyard_events.telemetry import Heartbeat, ReplicaReading, RouterReport
+from modelyard_projections.demand import Demand
+from modelyard_projections.fleet import Fleet
+from modelyard_services.errors import ModelUnknownError
+from modelyard_services.policy.explain import explain
+from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place, wish_of
+from modelyard_services.policy.readings import Readings, read
+
+M = ModelName("m")
+
+
+def request(model: str = "m", *, command: str = "c-1", node: str | None = None, selector: str = "") -> Request:
+    return Request(
+        model=ModelName(model),
+        command=CommandId(command),
+        now_ns=START_NS + 1_000 * SECOND_NS,
+        node=None if node is None else NodeName(node),
+        selector=parse_selector(selector),
+    )
+
+
+def placed(history: Given, readings: Readings | None = None, asked: Request | None = None) -> ReplicaPlaced:
+    """The placement that was decided, folded."""
+    outcome = place(history.fleet, readings or Readings(), asked or request())
+    assert outcome.refused is None, outcome.refused
+    record(history.fleet, *outcome.events)
+    event = outcome.events[0]
+    assert isinstance(event, ReplicaPlaced)
+    return event
+
+
+def refusal(*events: AnyEvent, readings: Readings | None = None, asked: Request | None = None) -> Outcome:
+    outcome = place(given(*events).fleet, readings or Readings(), asked or request())
+    assert outcome.refused is not None
+    return outcome
+
+
+def heard(fleet: Fleet, *heartbeats: Heartbeat, reports: tuple[RouterReport, ...] = ()) -> Readings:
+    demand = Demand()
+    for heartbeat in heartbeats:
+        demand.hear_node(heartbeat, now_ns=0)
+    for report in reports:
+        demand.hear_router(report, now_ns=0)
+    return read(fleet, demand, heard_ns=SECOND_NS)
+
+
+def test_a_placement_claims_slot_memory_and_count_together() -> None:
+    """R2, R3: in one append, before anything is started."""
+    history = given(*an_approved_node(), *a_model(spec=some_spec(vram=8 * GIB)))
+    outcome = place(history.fleet, Readings(), request())
+    first, granted, added = outcome.events
+    assert isinstance(first, ReplicaPlaced)
+    assert isinstance(granted, ReservationGranted)
+    assert isinstance(added, ModelReplicaAdded)
+    assert (first.node, first.replica_index, first.gpus, first.footprint_rule) == ("n1", 0, (0,), "spec")
+    assert first.vram == granted.vram == {0: 8 * GIB}
+    assert first.replica == added.replica == outcome.replica
+    record(history.fleet, *outcome.events)
+    assert history.fleet.nodes[NodeName("n1")].vram_free == 16 * GIB
+
+
+def test_a_loading_deadline_grows_with_the_model() -> None:
+    """C7, X25: five minutes and twenty seconds a GiB; the spec's own timeout when that is longer."""
+    assert placed(given(*an_approved_node(), *a_model(spec=some_spec(vram=8 * GIB)))).load_seconds == 300 + 160
+    slow = ModelSpec(command=("x",), vram=GIB, ready_timeout_seconds=7_200)
+    assert placed(given(*an_approved_node(), *a_model(spec=slow))).load_seconds == 7_200
+
+
+def test_the_lowest_free_index_is_taken() -> None:
+    """R2, X1: the second replica gets its own slot."""
+    history = given(
+        *an_approved_node(slots=3), *a_model(), *a_ready_replica("r-0", index=0), *a_ready_replica("r-2", index=2)
+    )
+    assert placed(history).replica_index == 1
+
+
+def test_a_model_never_gets_more_replicas_on_a_node_than_its_slots() -> None:
+    outcome = refusal(*an_approved_node(slots=1), *a_model(), *a_ready_replica())
+    assert outcome.refused is not None
+    assert outcome.refused.kind == "exhausted"
+    assert outcome.refused.message == "0/1 nodes: 1 slot"
+    assert outcome.refused.unblock == "raise max-replicas-per-model of node n1 above 1"
+
+
+def test_no_room_refuses_with_the_gap_on_each_node() -> None:
+    """X6, P5: never over-commits; the message counts by filter and gives the range."""
+    outcome = refusal(
+        *an_approved_node("n1", vram=8 * GIB),
+        *an_approved_node("n2", vram=16 * GIB),
+        *an_approved_node("n3", vram=24 * GIB, labels={"tier": "gpu"}),
+        *a_model("full", some_spec(vram=20 * GIB)),
+        *a_ready_replica("r-9", node="n3", model="full", vram={0: 20 * GIB}),
+        *a_model(spec=some_spec(vram=18 * GIB)),
+    )
+    assert outcome.refused is not None
+    assert outcome.refused.message == "0/3 nodes: 3 vram (short by 2.0–14.0 GiB)"  # noqa: RUF001
+    assert outcome.refused.kind == "exhausted"
+    assert outcome.refused.unblock == "free 14.0 GiB of VRAM on n3"
+
+
+def test_a_footprint_above_every_budget_is_unsatisfiable() -> None:
+    """P5: nothing about load can help."""
+    outcome = refusal(*an_approved_node(vram=8 * GIB), *a_model(spec=some_spec(vram=9 * GIB)))
+    assert outcome.refused is not None
+    assert outcome.refused.kind == "unsatisfiable"
+    assert outcome.refused.unblock == "add a node, or raise a budget, to 9.0 GiB of VRAM"
+
+
+def test_a_refusal_is_told_once_until_it_changes() -> None:
+    """P5: repeats are metrics, not history; the asker is answered all the same."""
+    history = given(*an_approved_node(vram=8 * GIB), *a_model(spec=some_spec(vram=9 * GIB)))
+    first = place(history.fleet, Readings(), request())
+    assert isinstance(first.events[0], ModelPlacementRefused)
+    record(history.fleet, *first.events)
+    again = place(history.fleet, Readings(), request(command="c-2"))
+    assert again.events == ()
+    assert again.refused == first.refused
+    record(history.fleet, NodeCordoned(node="n1"))
+    other = place(history.fleet, Readings(), request(command="c-3"))
+    assert len(other.events) == 1
+
+
+@pytest.mark.parametrize(
+    ("history", "message", "unblock"),
+    [
+        ([], "0/0 nodes", "register a node"),
+        (a_pending_node(), "0/1 nodes: 1 admitted", "approve node n1"),
+        ([*an_approved_node(), NodeCordoned(node="n1")], "0/1 nodes: 1 schedulable", "uncordon node n1"),
+        (
+            [
+                *an_approved_node(),
+                NodeLost(node="n1", incarnation=incarnation_of("n1"), silent_seconds=60, grace_seconds=600),
+            ],
+            "0/1 nodes: 1 alive",
+            None,
+        ),
+    ],
+)
+def test_each_facet_of_a_node_is_its_own_filter(history: list[AnyEvent], message: str, unblock: str | None) -> None:
+    """N1, P1: nodes that don't take replicas make a wish unsatisfiable, and the way out is named."""
+    outcome = refusal(*history, *a_model())
+    assert outcome.refused is not None
+    assert (outcome.refused.message, outcome.refused.unblock) == (message, unblock)
+    assert outcome.refused.kind == "unsatisfiable"
+
+
+def test_a_selector_that_matches_nothing_is_never_read_as_any_node() -> None:
+    """N7, X20."""
+    schedule = ModelScheduleSet(model=M, schedule=Schedule(node_selector=parse_selector("tier=gpu")), source="api")
+    outcome = refusal(*an_approved_node(), *a_model(), schedule)
+    assert outcome.refused is not None
+    assert outcome.refused.message == "0/1 nodes: 1 selector"
+    assert outcome.refused.unblock == "label node n1 so that it matches tier=gpu"
+
+
+def test_a_request_narrows_the_schedule_and_never_widens_it() -> None:
+    schedule = ModelScheduleSet(model=M, schedule=Schedule(node_selector=parse_selector("tier=gpu")), source="api")
+    history = [*an_approved_node("n1", labels={"tier": "gpu"}), *an_approved_node("n2"), *a_model(), schedule]
+    assert placed(given(*history)).node == "n1"
+    assert refusal(*history, asked=request(node="n2")).refused is not None
+    assert refusal(*history, asked=request(selector="zone=b")).refused is not None
+
+
+def test_models_of_one_group_never_share_a_node() -> None:
+    """R5, X8: hard, and without any selector; judged by the groups that were copied at placement."""
+    history = [
+        *an_approved_node("n1"),
+        *a_model("a", some_spec(groups=("heavy",))),
+        *a_ready_replica("r-1", model="a", groups=("heavy",)),
+        *a_model(spec=some_spec(groups=(" heavy ", "heavy"))),
+    ]
+    outcome = refusal(*history)
+    assert outcome.refused is not None
+    assert outcome.refused.message == "0/1 nodes: 1 concurrency_group"
+    assert outcome.refused.unblock == "end the group's holder on node n1 (heavy held by a)"
+    assert placed(given(*history, *an_approved_node("n2"))).node == "n2"
+
+
+def test_a_group_still_holds_while_its_holder_drains() -> None:
+    """R5: live is live until its end."""
+    outcome = refusal(
+        *an_approved_node(),
+        *a_model("a"),
+        *a_ready_replica("r-1", model="a", groups=("heavy",)),
+        *a_drain("r-1", model="a"),
+        *a_model(spec=some_spec(groups=("heavy",))),
+    )
+    assert outcome.refused is not None
+
+
+def test_a_model_of_unknown_footprint_needs_an_empty_node_and_keeps_it() -> None:
+    """R4: with nothing to go on it goes where nobody else is, and nobody joins it until it is measured."""
+    unknown = ModelSpec(command=("serve",))
+    history = given(
+        *an_approved_node("n1"),
+        *an_approved_node("n2"),
+        *a_model("a"),
+        *a_ready_replica("r-1", node="n1", model="a"),
+        *a_model(spec=unknown),
+    )
+    event = placed(history)
+    assert (event.node, event.exclusive, event.footprint_rule, event.vram) == ("n2", True, "unknown", {0: 24 * GIB})
+    beside = place(history.fleet, Readings(), request("a", command="c-2", node="n2"))
+    assert beside.refused is not None
+    assert beside.refused.message == "0/1 nodes: 1 exclusive"
+
+
+def test_a_file_size_gives_the_footprint_with_a_fifth_on_top() -> None:
+    """R4."""
+    event = placed(given(*an_approved_node(), *a_model(spec=ModelSpec(command=("x",), file_size=10 * GIB))))
+    assert (event.footprint_rule, event.vram) == ("file_size", {0: 12 * GIB})
+
+
+def test_several_gpus_split_the_footprint_evenly() -> None:
+    """P6: `gpus: 2`; a node with one GPU can't ever take it."""
+    schedule = ModelScheduleSet(model=M, schedule=Schedule(gpus=2), source="api")
+    history = [*an_approved_node("n1"), *a_model(spec=some_spec(vram=30 * GIB)), schedule]
+    found = refusal(*history).refused
+    assert found is not None
+    assert found.kind == "unsatisfiable"
+    event = placed(given(*history, *an_approved_node("n2", gpus=4)))
+    assert (event.node, event.vram, event.gpus) == ("n2", {0: 15 * GIB, 1: 15 * GIB}, (0, 1))
+
+
+def test_binpack_fills_and_spread_empties() -> None:
+    """P2, P6: over nodes and over the GPUs of one node."""
+    history = [
+        *an_approved_node("n1", gpus=2, slots=2),
+        *an_approved_node("n2", gpus=2, slots=2),
+        *a_model("a"),
+        *a_ready_replica("r-1", node="n1", model="a", vram={1: 4 * GIB}),
+        *a_model(),
+    ]
+    spread = placed(given(*history))
+    assert (spread.node, spread.gpus) == ("n2", (0,))
+    binpack = ModelScheduleSet(model=M, schedule=Schedule(placement="binpack"), source="api")
+    packed = placed(given(*history, binpack))
+    assert (packed.node, packed.gpus) == ("n1", (1,))
+
+
+def test_a_node_that_is_loading_is_not_idle() -> None:
+    """P2: loads under way compare before free memory."""
+    history = given(
+        *an_approved_node("big", vram=80 * GIB),
+        *an_approved_node("small"),
+        *a_model("a"),
+        *a_loading_replica("r-1", node="big", model="a"),
+        *a_model(),
+    )
+    assert placed(history).node == "small"
+
+
+def test_replicas_go_where_the_model_is_not_yet_and_then_where_fewest_requests_are() -> None:
+    history = given(
+        *an_approved_node("n1", vram=80 * GIB, slots=2),
+        *an_approved_node("n2", vram=40 * GIB),
+        *an_approved_node("n3"),
+        *a_model("a"),
+        *a_ready_replica("r-1", node="n1"),
+        *a_ready_replica("r-2", node="n2", model="a"),
+        *a_model(),
+    )
+    busy = heard(history.fleet, reports=(RouterReport("router", 0, {ReplicaId("r-2"): 3}),))
+    event = placed(history, busy)
+    assert event.node == "n3"
+    assert [each.node for each in event.decision.runners_up] == ["n2", "n1"]
+    assert event.decision.runners_up[0].scores["in_flight"] == 3
+
+
+def test_max_per_node_and_spread_all_limit_a_node_whatever_its_slots() -> None:
+    """P6, X18: two slots are no reason for two replicas."""
+    for schedule in (Schedule(max_per_node=1), Schedule(mode=SpreadAll())):
+        found = refusal(
+            *an_approved_node(slots=2),
+            *a_model(),
+            ModelScheduleSet(model=M, schedule=schedule, source="api"),
+            *a_ready_replica(),
+        ).refused
+        assert found is not None
+        assert found.message == "0/1 nodes: 1 max_per_node"
+
+
+def test_a_budget_caps_use_not_only_what_is_free() -> None:
+    """N12: the sum of what was placed counts, over all GPUs."""
+    budget = NodeVramBudgetOverridden(node="n1", vram_budget=Bytes(10 * GIB))
+    history = [*an_approved_node(gpus=2, slots=2), budget, *a_model(spec=some_spec(vram=6 * GIB))]
+    fleet = given(*history)
+    placed(fleet)
+    second = place(fleet.fleet, Readings(), request(command="c-2"))
+    assert second.refused is not None
+    assert "short by 2.0 GiB" in second.refused.message
+
+
+def test_an_operators_reservation_is_not_given_away() -> None:
+    """R3."""
+    held = ReservationGranted(
+        node="n1",
+        reservation=ReservationId("v-op"),
+        holder=OperatorHolder("training"),
+        vram={0: 20 * GIB},
+    )
+    assert refusal(*an_approved_node(), held, *a_model(spec=some_spec(vram=5 * GIB))).refused is not None
+
+
+def test_a_heartbeat_in_mid_load_frees_nothing() -> None:
+    """X5, R3: the measured free memory still holds what the load will take; the reservation stands in for it."""
+    history = given(
+        *an_approved_node(),
+        *a_model("a"),
+        *a_loading_replica("r-1", model="a", vram={0: 16 * GIB}),
+        *a_model(spec=some_spec(vram=10 * GIB)),
+    )
+    empty = Heartbeat(NodeName("n1"), incarnation_of("n1"), 99, vram_free={0: 24 * GIB})
+    found = place(history.fleet, heard(history.fleet, empty), request()).refused
+    assert found is not None
+    assert found.message == "0/1 nodes: 1 vram (short by 2.0 GiB)"
+
+
+def test_measured_free_memory_bounds_what_the_budget_leaves() -> None:
+    """R3: another program's memory counts; what replicas hold but don't show yet is subtracted besides."""
+    history = given(
+        *an_approved_node(),
+        *a_model("a"),
+        *a_loading_replica("r-1", model="a", vram={0: 8 * GIB}),
+        *a_model(spec=some_spec(vram=7 * GIB)),
+    )
+    partly = ReplicaReading(ReplicaId("r-1"), "a#0", "rev", "starting", some_process(), memory={0: 3 * GIB})
+    heartbeat = Heartbeat(NodeName("n1"), incarnation_of("n1"), 99, vram_free={0: 11 * GIB}, replicas=(partly,))
+    found = place(history.fleet, heard(history.fleet, heartbeat), request()).refused
+    assert found is not None
+    assert found.message == "0/1 nodes: 1 vram (short by 1.0 GiB)"
+
+
+def test_an_unknown_reading_is_neither_empty_nor_full() -> None:
+    """N9: no measurement, an old one or another life's leave the budget alone to decide."""
+    history = given(*an_approved_node(), *a_model(spec=some_spec(vram=20 * GIB)))
+    silent = Heartbeat(NodeName("n1"), incarnation_of("n1"), 9, vram_free={0: None})
+    former = Heartbeat(NodeName("n1"), incarnation_of("other"), 9, vram_free={0: 0})
+    for heartbeat in (silent, former):
+        assert place(history.fleet, heard(history.fleet, heartbeat), request()).refused is None
+
+
+def test_disk_must_hold_the_payload_and_its_headroom() -> None:
+    """P1: payload plus the larger of 5 % and 1 GiB; unknown disk passes."""
+    spec = ModelSpec(command=("x",), vram=GIB, disk=40 * GIB)
+    history = given(*an_approved_node(), *a_model(spec=spec))
+    short = Heartbeat(NodeName("n1"), incarnation_of("n1"), 9, disk_free=41 * GIB)
+    found = place(history.fleet, heard(history.fleet, short), request()).refused
+    assert found is not None
+    assert found.message == "0/1 nodes: 1 disk (short by 1.0 GiB)"
+    assert place(history.fleet, Readings(), request()).refused is None
+
+
+def test_a_failed_load_backs_off_on_its_node_and_others_are_tried() -> None:
+    """T6: ten seconds, doubling; another node takes it meanwhile."""
+    failed = [*a_loading_replica("r-1"), ReplicaLoadFailed(node="n1", replica=ReplicaId("r-1"), detail="boom")]
+    history = given(*an_approved_node("n1", slots=2, vram=80 * GIB), *an_approved_node("n2"), *a_model(), *failed)
+    soon = msgspec.structs.replace(request(), now_ns=history.fleet.time_ns + 4 * SECOND_NS)
+    assert placed(history, asked=soon).node == "n2"
+    alone = given(*an_approved_node("n1", slots=2), *a_model(), *failed)
+    soon = msgspec.structs.replace(request(), now_ns=alone.fleet.time_ns + 4 * SECOND_NS)
+    found = place(alone.fleet, Readings(), soon).refused
+    assert found is not None
+    assert found.message == "0/1 nodes: 1 backoff (for 6 s)"
+    later = msgspec.structs.replace(soon, now_ns=soon.now_ns + 7 * SECOND_NS)
+    assert place(alone.fleet, Readings(), later).refused is None
+
+
+def test_a_model_nobody_defined_is_unknown() -> None:
+    """T8, S1: scheduled is not defined."""
+    history = given(*an_approved_node(), ModelScheduleSet(model=M, schedule=Schedule(), source="api"))
+    history.when(lambda fleet: place(fleet, Readings(), request()).events).then_raises(ModelUnknownError, "'m'")
+
+
+def test_a_request_for_a_model_on_its_way_joins_that_load() -> None:
+    """T5: one load, however many ask."""
+    history = given(*an_approved_node(slots=2), *a_model(), *a_placed_replica("r-1"))
+    joined = load_on_demand(history.fleet, Readings(), request())
+    assert (joined.events, joined.replica) == ((), "r-1")
+
+
+def test_a_replica_that_drains_serves_nobody_new() -> None:
+    history = given(*an_approved_node(slots=2), *a_model(), *a_ready_replica("r-1"), *a_drain("r-1"))
+    assert len(load_on_demand(history.fleet, Readings(), request()).events) == 3
+
+
+def test_the_decision_says_on_what_it_was_decided() -> None:
+    """H2, I12: basis, policy, figures, filters with examples, and the telemetry in one column."""
+    history = given(*an_approved_node("n1"), *a_pending_node("n2"), *a_model())
+    basis = history.fleet.sequence
+    decision = placed(history).decision
+    assert (decision.kind, decision.basis, decision.policy, decision.considered) == (
+        "placement",
+        basis,
+        "placement/1",
+        2,
+    )
+    assert decision.figures["footprint"] == GIB
+    assert [(count.filter, count.nodes, count.examples) for count in decision.filters] == [("admitted", 1, ("n2",))]
+    assert decision.telemetry
+
+
+def test_a_decision_stays_within_its_limit_whatever_the_names() -> None:
+    """H2: 16 KiB with the longest names people could give, and a fleet of them."""
+    names = [f"{number:03}" + "\N{GRINNING FACE}" * 250 for number in range(60)]
+    events = [
+        event
+        for number, name in enumerate(names)
+        for event in (an_approved_node(name) if number % 3 else a_pending_node(name))
+    ]
+    history = given(*events, *a_model(spec=some_spec(vram=8 * GIB)))
+    heartbeats = [Heartbeat(NodeName(name), incarnation_of(name), 0, vram_free={0: 20 * GIB}) for name in names]
+    decision = placed(history, heard(history.fleet, *heartbeats)).decision
+    assert len(msgspec.json.encode(decision)) <= DECISION_BYTES_MAX
+    assert decision.runners_up
+
+
+def test_the_full_account_names_every_node() -> None:
+    history = given(*an_approved_node("n1"), *a_pending_node("n2"), *a_model())
+    account = explain(history.fleet, Readings(), wish_of(history.fleet, request()))
+    assert [(each.node, each.rejection and each.rejection.filter) for each in account] == [
+        ("n1", None),
+        ("n2", "admitted"),
+    ]
+    assert account[0].scores is not None
