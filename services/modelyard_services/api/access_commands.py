@@ -2,6 +2,7 @@
 
 import msgspec
 from litestar import Controller, delete, get, patch, post, put
+from litestar.params import FromPath, JSONBody
 
 from modelyard_events.envelope import instant
 from modelyard_events.fleet import Role
@@ -10,6 +11,8 @@ from modelyard_services.api.service import ApiRequest, CommandView, answer, serv
 from modelyard_services.errors import ConflictError
 from modelyard_services.policy import settings as policy
 from modelyard_services.policy import tokens
+
+Name = FromPath[str]
 
 
 class TokenBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +59,7 @@ class AccessCommands(Controller):
         return TokenList(items, None, fleet.sequence)
 
     @post("/tokens", status_code=201, summary="Create a token")
-    async def create_token(self, request: ApiRequest, data: TokenBody) -> TokenAnswer:
+    async def create_token(self, request: ApiRequest, data: JSONBody[TokenBody]) -> TokenAnswer:
         """Make a token; it is told this once."""
         service = service_of(request)
         secret = service.runtime.ids.secret()
@@ -69,12 +72,14 @@ class AccessCommands(Controller):
         return TokenAnswer(done.sequence, data.name, secret)
 
     @delete("/tokens/{name:str}", status_code=200, summary="Revoke a token")
-    async def revoke_token(self, request: ApiRequest, name: str) -> CommandView:
+    async def revoke_token(self, request: ApiRequest, name: Name) -> CommandView:
         """Who uses it is refused from now on."""
         return answer(await service_of(request).commit(request, lambda fleet: tokens.revoke_token(fleet, name=name)))
 
     @post("/registration-tokens", status_code=201, summary="Create a registration token")
-    async def create_registration_token(self, request: ApiRequest, data: RegistrationTokenBody) -> TokenAnswer:
+    async def create_registration_token(
+        self, request: ApiRequest, data: JSONBody[RegistrationTokenBody]
+    ) -> TokenAnswer:
         """Make a token that workers register with (N4); it is told this once."""
         service = service_of(request)
         secret = service.runtime.ids.secret()
@@ -87,14 +92,14 @@ class AccessCommands(Controller):
         return TokenAnswer(done.sequence, data.name, secret)
 
     @delete("/registration-tokens/{name:str}", status_code=200, summary="Revoke a registration token")
-    async def revoke_registration_token(self, request: ApiRequest, name: str) -> CommandView:
+    async def revoke_registration_token(self, request: ApiRequest, name: Name) -> CommandView:
         """Workers that use it are refused from their next connection on."""
         return answer(
             await service_of(request).commit(request, lambda fleet: tokens.revoke_registration_token(fleet, name=name))
         )
 
     @patch("/settings", status_code=200, summary="Change settings")
-    async def patch_settings(self, request: ApiRequest, data: dict[str, float | bool | None]) -> CommandView:
+    async def patch_settings(self, request: ApiRequest, data: JSONBody[dict[str, float | bool | None]]) -> CommandView:
         """Change the settings given; null gives a default back."""
         service = service_of(request)
         done = await service.commit(
@@ -105,7 +110,7 @@ class AccessCommands(Controller):
         return answer(done)
 
     @put("/settings", status_code=200, summary="Replace the settings")
-    async def replace_settings(self, request: ApiRequest, data: dict[str, float | bool]) -> CommandView:
+    async def replace_settings(self, request: ApiRequest, data: JSONBody[dict[str, float | bool]]) -> CommandView:
         """Set the settings given, and the defaults for all others."""
         service = service_of(request)
         done = await service.commit(

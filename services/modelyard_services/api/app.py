@@ -41,6 +41,7 @@ def build_app(
         exception_handlers=problems.EXCEPTION_HANDLERS,
         state=State({"service": service}),
         request_max_body_size=BODY_BYTES_MAX,
+        logging_config=None,
         openapi_config=OpenAPIConfig(
             title="modelyard",
             version="1",

@@ -1,10 +1,10 @@
 """Commands on nodes: admission, intent, labels, capacity, reservations, removal."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from litestar import Controller, delete, patch, post, put
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody
 
 from modelyard_events.ids import CommandId, NodeName, ReservationId
 from modelyard_events.node import HOST_MEMORY
@@ -16,6 +16,8 @@ from modelyard_services.api.service import ApiRequest, CommandView, SequenceOf, 
 from modelyard_services.errors import NotFoundError
 from modelyard_services.policy import capacity, intent, labels
 from modelyard_services.policy.identity import reservation_id
+
+Name = FromPath[str]
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +58,7 @@ class ReservationBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float | None = None
 
 
-class SlotsAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+class SlotsAnswer(msgspec.Struct, frozen=True):
     """`above` lists the replicas beyond the new cap; with `enforce` they are ending."""
 
     sequence: int
@@ -77,71 +79,71 @@ class NodeCommands(Controller):
     path = "/nodes/{node:str}"
 
     @post("/approve", status_code=200, summary="Approve a node")
-    async def approve(self, request: ApiRequest, node: str, data: Nothing | None = None) -> CommandView:
+    async def approve(self, request: ApiRequest, node: Name, data: JSONBody[Nothing | None] = None) -> CommandView:
         """Admit the node: from now on it may take replicas (N4)."""
         del data
         name = NodeName(node)
         return await _commit(request, name, lambda fleet: intent.approve(fleet, node=name))
 
     @post("/reject", status_code=200, summary="Reject a node")
-    async def reject(self, request: ApiRequest, node: str, data: RejectBody | None = None) -> CommandView:
+    async def reject(self, request: ApiRequest, node: Name, data: JSONBody[RejectBody | None] = None) -> CommandView:
         """Refuse the node; what it runs drains."""
         name, reason = NodeName(node), data.reason if data else ""
         return await _commit(request, name, lambda fleet: intent.reject(fleet, node=name, reason=reason))
 
     @post("/cordon", status_code=200, summary="Cordon a node")
-    async def cordon(self, request: ApiRequest, node: str, data: Nothing | None = None) -> CommandView:
+    async def cordon(self, request: ApiRequest, node: Name, data: JSONBody[Nothing | None] = None) -> CommandView:
         """Nothing new; what runs keeps serving (N10)."""
         del data
         name = NodeName(node)
         return await _commit(request, name, lambda fleet: intent.cordon(fleet, node=name))
 
     @post("/uncordon", status_code=200, summary="Uncordon a node")
-    async def uncordon(self, request: ApiRequest, node: str, data: Nothing | None = None) -> CommandView:
+    async def uncordon(self, request: ApiRequest, node: Name, data: JSONBody[Nothing | None] = None) -> CommandView:
         """Undo a cordon."""
         del data
         name = NodeName(node)
         return await _commit(request, name, lambda fleet: intent.uncordon(fleet, node=name))
 
     @post("/drain", status_code=202, summary="Drain a node")
-    async def drain(self, request: ApiRequest, node: str, data: DrainBody | None = None) -> CommandView:
+    async def drain(self, request: ApiRequest, node: Name, data: JSONBody[DrainBody | None] = None) -> CommandView:
         """Empty the node by a deadline, replacements first (N10)."""
         name, seconds = NodeName(node), data.deadline_seconds if data else None
         return await _commit(request, name, lambda fleet: intent.drain(fleet, node=name, deadline_seconds=seconds))
 
     @post("/resume", status_code=200, summary="Resume a node")
-    async def resume(self, request: ApiRequest, node: str, data: Nothing | None = None) -> CommandView:
+    async def resume(self, request: ApiRequest, node: Name, data: JSONBody[Nothing | None] = None) -> CommandView:
         """Undo a drain or a cordon; approves nobody (N10)."""
         del data
         name = NodeName(node)
         return await _commit(request, name, lambda fleet: intent.resume(fleet, node=name))
 
     @delete("/", status_code=200, summary="Remove a node")
-    async def remove(self, request: ApiRequest, node: str) -> CommandView:
+    async def remove(self, request: ApiRequest, node: Name) -> CommandView:
         """End the node with its labels, replicas and reservations, at once (N13)."""
         name = NodeName(node)
         return await _commit(request, name, lambda fleet: intent.remove(fleet, node=name))
 
     @put("/labels/{key:str}", status_code=200, summary="Set a label")
-    async def set_label(self, request: ApiRequest, node: str, key: str, data: LabelBody) -> CommandView:
+    async def set_label(self, request: ApiRequest, node: Name, key: Name, data: JSONBody[LabelBody]) -> CommandView:
         """Set one label of the operator's (N5)."""
         name, changes = NodeName(node), {key: data.value}
         return await _commit(request, name, lambda fleet: labels.patch_labels(fleet, node=name, changes=changes))
 
     @delete("/labels/{key:str}", status_code=200, summary="Remove a label")
-    async def remove_label(self, request: ApiRequest, node: str, key: str) -> CommandView:
+    async def remove_label(self, request: ApiRequest, node: Name, key: Name) -> CommandView:
         """Remove one label of the operator's; a worker's own value shows again."""
         name = NodeName(node)
         return await _commit(request, name, lambda fleet: labels.remove_label(fleet, node=name, key=key))
 
     @patch("/labels", status_code=200, summary="Change labels")
-    async def patch_labels(self, request: ApiRequest, node: str, data: dict[str, str | None]) -> CommandView:
+    async def patch_labels(self, request: ApiRequest, node: Name, data: JSONBody[dict[str, str | None]]) -> CommandView:
         """Set many labels and remove those that are null, all or none."""
         name = NodeName(node)
         return await _commit(request, name, lambda fleet: labels.patch_labels(fleet, node=name, changes=data))
 
     @put("/labels", status_code=200, summary="Replace the labels")
-    async def replace_labels(self, request: ApiRequest, node: str, data: dict[str, str]) -> CommandView:
+    async def replace_labels(self, request: ApiRequest, node: Name, data: JSONBody[dict[str, str]]) -> CommandView:
         """Make these the operator's labels, all or none."""
         name = NodeName(node)
         return await _commit(request, name, lambda fleet: labels.replace_labels(fleet, node=name, labels=data))
@@ -150,21 +152,22 @@ class NodeCommands(Controller):
     async def set_slots(
         self,
         request: ApiRequest,
-        node: str,
-        data: SlotsBody,
-        enforce: Annotated[bool, Parameter(description="End the replicas above the cap, highest index first.")] = False,  # noqa: FBT002 - a query parameter
+        node: Name,
+        data: JSONBody[SlotsBody],
+        *,
+        enforce: FromQuery[bool] = False,
     ) -> SlotsAnswer:
         """Override how many replicas of one model the node takes (N11)."""
         service, name = service_of(request), NodeName(node)
         override = capacity.enforce_max_replicas if enforce else capacity.override_max_replicas
         above = [state.id for state in capacity.replicas_above(service.fleet, node=name, cap=data.value)]
         done = await service.commit(
-            request, lambda fleet: decide(fleet, node=name, value=data.value), matches=_at(name)
+            request, lambda fleet: override(fleet, node=name, value=data.value), matches=_at(name)
         )
         return SlotsAnswer(done.sequence, [str(replica) for replica in above], bool(done.events) or done.repeated)
 
     @delete("/max-replicas-per-model", status_code=200, summary="Reset the slots")
-    async def clear_slots(self, request: ApiRequest, node: str) -> CommandView:
+    async def clear_slots(self, request: ApiRequest, node: Name) -> CommandView:
         """The worker's figure holds again at once (N11)."""
         name = NodeName(node)
         return await _commit(
@@ -172,7 +175,7 @@ class NodeCommands(Controller):
         )
 
     @put("/vram-budget", status_code=200, summary="Override the VRAM budget")
-    async def set_budget(self, request: ApiRequest, node: str, data: BudgetBody) -> CommandView:
+    async def set_budget(self, request: ApiRequest, node: Name, data: JSONBody[BudgetBody]) -> CommandView:
         """Override what models may use of the node's VRAM (N11, N12)."""
         name, budget = NodeName(node), parse_vram_budget(data.value, field="value")
         return await _commit(
@@ -180,7 +183,7 @@ class NodeCommands(Controller):
         )
 
     @delete("/vram-budget", status_code=200, summary="Reset the VRAM budget")
-    async def clear_budget(self, request: ApiRequest, node: str) -> CommandView:
+    async def clear_budget(self, request: ApiRequest, node: Name) -> CommandView:
         """The worker's budget holds again at once (N11)."""
         name = NodeName(node)
         return await _commit(
@@ -188,7 +191,7 @@ class NodeCommands(Controller):
         )
 
     @post("/reservations", status_code=201, summary="Reserve VRAM")
-    async def reserve(self, request: ApiRequest, node: str, data: ReservationBody) -> ReservedAnswer:
+    async def reserve(self, request: ApiRequest, node: Name, data: JSONBody[ReservationBody]) -> ReservedAnswer:
         """Hold VRAM for something else than a model (R3)."""
         service, name = service_of(request), NodeName(node)
         command = CommandId(service.command_id(request))
@@ -203,7 +206,7 @@ class NodeCommands(Controller):
         return ReservedAnswer(done.sequence, reservation_id(command, 0))
 
     @delete("/reservations/{reservation:str}", status_code=200, summary="Release VRAM")
-    async def release(self, request: ApiRequest, node: str, reservation: str) -> CommandView:
+    async def release(self, request: ApiRequest, node: Name, reservation: Name) -> CommandView:
         """Release an operator's reservation."""
         name, held = NodeName(node), ReservationId(reservation)
         state = service_of(request).fleet.reservations.get(held)
