@@ -17,6 +17,7 @@ from modelyard_services.api.access import Identify
 from modelyard_services.api.access_commands import AccessCommands
 from modelyard_services.api.freshness import Freshness
 from modelyard_services.api.health import healthz, metrics, readyz
+from modelyard_services.api.model_commands import ModelCommands, ReplicaCommands
 from modelyard_services.api.node_commands import NodeCommands
 from modelyard_services.api.queries import Queries
 from modelyard_services.api.raw_path import DecodePathValues, route_on_raw_path
@@ -32,7 +33,7 @@ def build_app(
     """The application over `service`; `gateway` serves `/v1`."""
     api = Router(
         path="/api/v1",
-        route_handlers=[Queries, NodeCommands, AccessCommands, *handlers],
+        route_handlers=[Queries, NodeCommands, ModelCommands, ReplicaCommands, AccessCommands, *handlers],
         middleware=[Identify(), Freshness()],
     )
     app = Litestar(

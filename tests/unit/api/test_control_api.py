@@ -248,3 +248,67 @@ def test_every_error_code_has_its_status() -> None:
         )
 
     assert codes(errors.ModelyardError) <= STATUS_OF.keys()
+
+
+SPEC = {"command": ["serve", "--port", "{port}"], "vram": "10GiB"}
+
+
+async def test_a_model_is_defined_scheduled_loaded_and_unloaded(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    await _approved(runtime)
+    path = "/api/v1/models/Qwen%2FQwen3-32B%3Aq4"
+    assert (await client.put(path, json=SPEC)).status_code == 200
+    put = await client.put(f"{path}/schedule", json={"min_replicas": 1, "node_selector": "tier=gpu"})
+    assert "no node matches tier=gpu now" in put.json()["warnings"]
+    await client.put(f"{path}/schedule", json={"max_replicas": 2})
+    loaded = await client.post(f"{path}/replicas", json={})
+    assert loaded.status_code == 202, loaded.text
+    replica = (await client.get(loaded.headers["location"])).json()
+    assert (replica["model"], replica["node"], replica["state"]) == ("Qwen/Qwen3-32B:q4", NODE, "placed")
+    assert (await client.get(NODE_PATH)).json()["vram_reserved"] == 10 * GIB
+    ended = await client.delete(f"{path}/replicas")
+    assert ended.json()["replicas"] == [replica["id"]]
+    assert (await client.get("/api/v1/replicas")).json()["items"] == []
+    assert (await client.get(NODE_PATH)).json()["vram_reserved"] == 0
+
+
+async def test_no_room_is_refused_with_the_whole_account(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """P5, X6."""
+    await _approved(runtime)
+    await client.put("/api/v1/models/huge", json={**SPEC, "vram": "100GiB"})
+    refused = await client.post("/api/v1/models/huge/replicas")
+    assert (refused.status_code, refused.json()["code"]) == (422, "unsatisfiable")
+    assert "0/1 nodes: 1 vram" in refused.json()["detail"]
+    await client.put("/api/v1/models/big", json={**SPEC, "vram": "20GiB"})
+    await client.put(f"{NODE_PATH}/max-replicas-per-model", json={"value": 2})
+    assert (await client.post("/api/v1/models/big/replicas")).status_code == 202
+    full = await client.post("/api/v1/models/big/replicas")
+    assert (full.status_code, full.json()["code"]) == (503, "no_capacity")
+    assert full.headers["retry-after"]
+
+
+async def test_a_retried_load_places_one_replica(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """I11."""
+    await _approved(runtime)
+    await client.put("/api/v1/models/m", json=SPEC)
+    key = {"idempotency-key": "load-1"}
+    first = await client.post("/api/v1/models/m/replicas", json={}, headers=key)
+    again = await client.post("/api/v1/models/m/replicas", json={}, headers=key)
+    assert first.json()["replicas"] == again.json()["replicas"]
+    assert len(runtime.fleet.replicas) == 1
+
+
+async def test_every_fault_of_a_spec_is_told_at_once(client: httpx.AsyncClient) -> None:
+    refused = await client.put("/api/v1/models/m", json={"comand": ["x"], "vram": "-3GB", "pinned": "maybe"})
+    assert refused.status_code == 400
+    fields = {fault["field"] for fault in refused.json()["errors"]}
+    assert fields == {"comand", "command", "vram", "pinned"}
+    both = await client.put("/api/v1/models/m/schedule", json={"replicas": "all", "min_replicas": 2})
+    assert (both.status_code, both.json()["field"]) == (400, "replicas")
+
+
+async def test_unloading_what_does_not_run_says_so(client: httpx.AsyncClient) -> None:
+    """X28."""
+    assert (await client.delete("/api/v1/replicas/r-none")).status_code == 404
+    assert (await client.delete("/api/v1/models/none/replicas")).json()["code"] == "model_unknown"
+    await client.put("/api/v1/models/m", json=SPEC)
+    assert (await client.delete("/api/v1/models/m/replicas")).json()["code"] == "not_found"
