@@ -58,6 +58,7 @@ class Runtime:
         self._connect = connect
         self._away: str | None = "connecting"
         self._on_connect: list[Callable[[Bus], Awaitable[None]]] = []
+        self._on_report: list[Callable[[RouterReport], None]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -100,6 +101,10 @@ class Runtime:
     def on_batch(self, callback: OnBatch) -> None:
         """Call `callback(events, touched)` after each folded slice of whole batches."""
         self.feed.on_batch(callback)
+
+    def on_report(self, callback: Callable[[RouterReport], None]) -> None:
+        """Call `callback(report)` after each router's report is taken note of."""
+        self._on_report.append(callback)
 
     async def on_connect(self, callback: Callable[[Bus], Awaitable[None]]) -> None:
         """Call `callback(bus)` now if connected, and after each new connection."""
@@ -185,6 +190,8 @@ class Runtime:
             _log.warning("router report can't be read", problem=str(error))
             return
         self.demand.hear_router(report, now_ns=self.clock.monotonic_ns())
+        for callback in self._on_report:
+            callback(report)
 
 
 def in_memory(process: str, log: Log, bus: Bus) -> Runtime:

@@ -11,7 +11,7 @@ import msgspec
 
 from modelyard_events.ids import ModelName, NodeName, ReplicaId, Revision
 from modelyard_events.replica import Process
-from modelyard_projections.fleet import Alive, Fleet, NodeState, Ready, ReplicaState
+from modelyard_projections.fleet import Alive, Draining, Fleet, NodeState, Ready, ReplicaState
 
 Rank = tuple[int, int, int, str, int, ReplicaId]
 """In flight, last use, free VRAM (negated), node, index; the id only makes ranks of one slot's lives distinct."""
@@ -67,7 +67,20 @@ def choose(candidates: Iterable[Candidate], *, avoid: Container[ReplicaId] = ())
 
 def is_routable(node: NodeState, replica: ReplicaState) -> bool:
     """Ready, on an admitted node that is heard. A cordoned or draining node's replicas serve until they drain."""
-    return isinstance(replica.phase, Ready) and node.admission == "approved" and isinstance(node.liveness, Alive)
+    return isinstance(replica.phase, Ready) and _serves(node)
+
+
+def _serves(node: NodeState) -> bool:
+    return node.admission == "approved" and isinstance(node.liveness, Alive)
+
+
+def expected(fleet: Fleet, model: ModelName, *, shut: Container[ReplicaId] = ()) -> list[ReplicaState]:
+    """The replicas that serve or are to: not draining, not `shut`, on an admitted node that is heard."""
+    return [
+        state
+        for state in fleet.replicas_of(model)
+        if not isinstance(state.phase, Draining) and state.id not in shut and _serves(fleet.nodes[state.node])
+    ]
 
 
 def candidate_of(fleet: Fleet, replica: ReplicaId) -> Candidate | None:

@@ -7,9 +7,8 @@ from importlib.resources import files
 
 from modelyard_services.effects.nats_access.keys import Keys
 
-WORKERS_ACCOUNT = "WORKERS"
-READERS_ACCOUNT = "READERS"
-"""As `authorization.conf` names them."""
+ACCOUNT = "MODELYARD"
+"""The account of the streams and of everybody who uses them, as `authorization.conf` names it."""
 
 
 def authorization() -> str:
@@ -25,6 +24,5 @@ def variables(keys: Keys) -> str:
     return f"""MODELYARD_NATS_ISSUER: "{keys.issuer_public}"
 MODELYARD_NATS_CONTROL_PASSWORD: "{keys.control_password}"
 MODELYARD_NATS_CALLOUT_PASSWORD: "{keys.callout_password}"
-MODELYARD_NATS_COPIER_PASSWORD: "{keys.copier_password}"
 MODELYARD_NATS_SYSTEM_PASSWORD: "{keys.system_password}"
 """

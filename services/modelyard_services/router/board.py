@@ -1,0 +1,138 @@
+"""Every routable replica by model, with its load: the fleet's facts and the routers' counts in one place.
+
+Invariant: a replica is on the board exactly while the fold says that it is routable; its counts are the lease
+book's and the other routers' last words, so a replica that comes back comes back with its true load.
+"""
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Final
+
+from modelyard_events.ids import LeaseId, ModelName, NodeName, ReplicaId
+from modelyard_events.replica import Process
+from modelyard_projections.demand import Demand
+from modelyard_projections.fleet import Fleet, Touched
+from modelyard_services.policy.routing import Candidate, Ranking, candidate_of
+from modelyard_services.router.leases import Lease, LeaseBook
+
+_NOTHING: Final[AbstractSet[ReplicaId]] = frozenset()
+
+
+class Board:
+    """One ranking per model."""
+
+    def __init__(self, fleet: Fleet, demand: Demand, book: LeaseBook) -> None:
+        self._fleet = fleet
+        self._demand = demand
+        self._book = book
+        self._rankings: dict[ModelName, Ranking] = {}
+        self._model_of: dict[ReplicaId, ModelName] = {}
+        self._others: Mapping[ReplicaId, int] = {}
+        self._own_use_ns: dict[ReplicaId, int] = {}
+        self._shut: dict[ReplicaId, Process] = {}
+        for replica in fleet.replicas:
+            self._refresh(replica)
+
+    def best(self, model: ModelName, avoid: AbstractSet[ReplicaId] = _NOTHING) -> Candidate | None:
+        """The replica for the model's next request (rule T1)."""
+        ranking = self._rankings.get(model)
+        return None if ranking is None else ranking.best(avoid)
+
+    def candidates(self, model: ModelName) -> list[Candidate]:
+        """The model's routable replicas, shut and full ones too."""
+        return list(self._rankings.get(model, ()))
+
+    def get(self, replica: ReplicaId) -> Candidate | None:
+        """The replica, None once it isn't routable any more."""
+        model = self._model_of.get(replica)
+        return None if model is None else self._rankings[model].get(replica)
+
+    def grant(self, candidate: Candidate, *, now_ns: int, seconds: float | None) -> Lease:
+        """A lease on `candidate`."""
+        lease = self._book.grant(candidate, now_ns=now_ns, seconds=seconds)
+        candidate.own += 1
+        candidate.last_used_ns = self._own_use_ns[candidate.replica] = now_ns
+        self._rankings[candidate.model].moved(candidate)
+        return lease
+
+    def end(self, lease: LeaseId, *, now_ns: int) -> Lease | None:
+        """The lease ended now, None when it isn't held (any more)."""
+        ended = self._book.end(lease)
+        if ended is None:
+            return None
+        candidate = self.get(ended.replica)
+        if candidate is not None:
+            candidate.own -= 1
+            candidate.last_used_ns = self._own_use_ns[ended.replica] = now_ns
+            self._rankings[candidate.model].moved(candidate)
+        return ended
+
+    def shut(self, candidate: Candidate) -> None:
+        """Take the replica out for this router: its process can't be reached (rule T4)."""
+        candidate.shut = True
+        self._shut[candidate.replica] = candidate.process
+
+    def reopen(self, candidate: Candidate) -> None:
+        """The process answered again."""
+        candidate.shut = False
+        self._shut.pop(candidate.replica, None)
+
+    def shut_ones(self) -> list[Candidate]:
+        """Every routable replica that is shut."""
+        found = [self.get(replica) for replica in self._shut]
+        return [candidate for candidate in found if candidate is not None and candidate.shut]
+
+    def fold(self, touched: Iterable[Touched]) -> set[ModelName]:
+        """Bring the board up to the fleet; the models that a waiting request may see differently now."""
+        replicas: dict[ReplicaId, None] = {}
+        models: set[ModelName] = set()
+        for kind, key in touched:
+            if kind == "replica":
+                replicas[ReplicaId(key)] = None
+            elif kind == "node" and (node := self._fleet.nodes.get(NodeName(key))):
+                replicas.update(node.replicas)
+            elif kind == "model":
+                models.add(ModelName(key))
+        for replica in replicas:
+            model = self._refresh(replica)
+            if model is not None:
+                models.add(model)
+        return models
+
+    def hear(self, others: Mapping[ReplicaId, int], *, used: Iterable[ReplicaId]) -> None:
+        """Take over what the other live routers hold, and the last use of `used` that telemetry told of."""
+        before, self._others = self._others, others
+        changed = {replica for replica in (*before, *others) if before.get(replica, 0) != others.get(replica, 0)}
+        changed.update(used)
+        for replica in changed:
+            candidate = self.get(replica)
+            if candidate is not None:
+                self._load(candidate)
+                self._rankings[candidate.model].moved(candidate)
+
+    def used(self) -> Mapping[ReplicaId, int]:
+        """When this router last used each replica."""
+        return self._own_use_ns
+
+    def _refresh(self, replica: ReplicaId) -> ModelName | None:
+        fresh = candidate_of(self._fleet, replica)
+        known = self._model_of.get(replica)
+        if fresh is None:
+            if known is not None:
+                self._rankings[self._model_of.pop(replica)].drop(replica)
+            if replica not in self._fleet.replicas:
+                self._own_use_ns.pop(replica, None)
+                self._shut.pop(replica, None)
+            return known
+        # A new process is a new chance: only the very one that failed its probe stays shut.
+        fresh.shut = self._shut.get(replica) == fresh.process
+        self._load(fresh)
+        self._model_of[replica] = fresh.model
+        self._rankings.setdefault(fresh.model, Ranking()).put(fresh)
+        return fresh.model
+
+    def _load(self, candidate: Candidate) -> None:
+        replica = candidate.replica
+        candidate.own = self._book.count(replica)
+        candidate.others = self._others.get(replica, 0)
+        candidate.last_used_ns = max(self._own_use_ns.get(replica, 0), self._demand.last_used_ns.get(replica, 0))

@@ -1,0 +1,156 @@
+"""A model without a usable replica: start one load for all who wait, and say how far it is (rule T5).
+
+Invariant: however many requests and routers find the model cold at once, one load begins: within a router they
+share one decision, and between routers the append's guard on the model lets one win; the others join its load.
+"""
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from modelyard_events.envelope import Actor, AnyEvent
+from modelyard_events.ids import ModelName, ReplicaId
+from modelyard_projections.fleet import Fleet, Loading, Placed, ReplicaState
+from modelyard_services.effects.runtime import Runtime
+from modelyard_services.errors import (
+    ModelLoadingError,
+    ModelUnknownError,
+    ModelyardError,
+    NoCapacityError,
+    ReplicaFailedError,
+    UnsatisfiableError,
+)
+from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place
+from modelyard_services.policy.readings import read
+from modelyard_services.policy.routing import expected
+
+RETRY_SECONDS: Final = (5.0, 120.0)
+"""The least and the most a `Retry-After` asks for while a model loads (rule T5)."""
+
+RETRY_UNKNOWN_SECONDS: Final = 15.0
+"""Without any progress told: most small models are there by then, and a large one costs four questions a minute."""
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """In whose name a load begins, and in which trace."""
+
+    actor: Actor
+    trace: str | None = None
+
+
+class Loader:
+    """One load decision per model at a time."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._deciding: dict[ModelName, asyncio.Task[Outcome]] = {}
+
+    async def begin(self, model: ModelName, *, shut: frozenset[ReplicaId], caller: Caller) -> None:
+        """See to it that a usable replica of `model` is on its way; `shut` ones don't count.
+
+        Raises:
+            ModelyardError: there can't be one now; says why.
+        """
+        task = self._deciding.get(model)
+        if task is None:
+            task = asyncio.ensure_future(self._decide(model, shut, caller))
+            self._deciding[model] = task
+            task.add_done_callback(lambda _task: self._deciding.pop(model, None))
+        # Shielded: the load belongs to all who wait for it, whoever asked first.
+        outcome = await asyncio.shield(task)
+        if outcome.refused is not None:
+            raise self._refusal(model, outcome)
+
+    async def _decide(self, model: ModelName, shut: frozenset[ReplicaId], caller: Caller) -> Outcome:
+        runtime = self._runtime
+        envelope = runtime.envelope(caller.actor, trace=caller.trace)
+        request = Request(model=model, command=envelope.command, now_ns=runtime.clock.now_ns())
+        outcome = Outcome()
+
+        def decide(fleet: Fleet) -> tuple[AnyEvent, ...]:
+            nonlocal outcome
+            readings = read(fleet, runtime.demand, heard_ns=runtime.clock.monotonic_ns())
+            if expected(fleet, model, shut=shut):
+                outcome = load_on_demand(fleet, readings, request)
+            else:
+                # What the model counts as serving can't be used: lost nodes, or processes that answer no probe.
+                outcome = place(fleet, readings, request)
+            return outcome.events
+
+        await runtime.journal.commit(envelope, decide)
+        return outcome
+
+    def _refusal(self, model: ModelName, outcome: Outcome) -> ModelyardError:
+        refused = outcome.refused
+        if refused is None:
+            raise AssertionError("asked of refusals only")
+        extra: dict[str, object] = {"unblock": refused.unblock} if refused.unblock else {}
+        known = self._runtime.fleet.models.get(model)
+        if known is not None and known.last_failure and known.refusal and "backoff" in known.refusal.filters:
+            return ReplicaFailedError(
+                f"{model!r} failed to load: {known.last_failure}; {refused.message}",
+                retry_after_seconds=RETRY_UNKNOWN_SECONDS,
+                extra=extra,
+            )
+        if refused.kind == "unsatisfiable":
+            return UnsatisfiableError(f"no node can take {model!r}: {refused.message}", extra=extra)
+        return NoCapacityError(
+            f"no room for {model!r} now: {refused.message}", retry_after_seconds=RETRY_UNKNOWN_SECONDS, extra=extra
+        )
+
+
+def require_known(fleet: Fleet, model: ModelName) -> None:
+    """Refuse what nobody defined and nothing runs.
+
+    Raises:
+        ModelUnknownError: there is no such model.
+    """
+    known = fleet.models.get(model)
+    if known is None or (known.spec is None and not known.replicas):
+        raise ModelUnknownError(f"there is no model {model!r}", field="model", value=model)
+
+
+def pending(fleet: Fleet, model: ModelName) -> list[ReplicaState]:
+    """The replicas on their way, the furthest first."""
+    coming = [state for state in expected(fleet, model) if isinstance(state.phase, Placed | Loading)]
+    return sorted(coming, key=lambda state: (isinstance(state.phase, Placed), state.since_ns))
+
+
+def still_loading(runtime: Runtime, model: ModelName, *, position: int) -> ModelLoadingError:
+    """What a caller is told whose patience ends before the load does."""
+    coming = pending(runtime.fleet, model)
+    if not coming:
+        return ModelLoadingError(
+            f"{model!r} has no replica yet; ask again", retry_after_seconds=RETRY_SECONDS[0], extra={"state": "waiting"}
+        )
+    state = coming[0]
+    progress = _progress(runtime, state)
+    eta = _eta_seconds(state, progress, now_ns=runtime.clock.now_ns())
+    phase = "placed" if isinstance(state.phase, Placed) else "loading"
+    least, most = RETRY_SECONDS
+    return ModelLoadingError(
+        f"{model!r} is {phase} on {state.node}; ask again",
+        retry_after_seconds=min(most, max(least, RETRY_UNKNOWN_SECONDS if eta is None else eta)),
+        extra={
+            "state": phase,
+            "node": state.node,
+            "replica": state.id,
+            "progress": progress,
+            "queue_position": position,
+            "eta_seconds": None if eta is None else round(eta, 1),
+        },
+    )
+
+
+def _progress(runtime: Runtime, state: ReplicaState) -> float | None:
+    heartbeat = runtime.demand.heartbeat(state.node)
+    readings = heartbeat.replicas if heartbeat is not None else ()
+    return next((reading.progress for reading in readings if reading.replica == state.id), None)
+
+
+def _eta_seconds(state: ReplicaState, progress: float | None, *, now_ns: int) -> float | None:
+    if progress is None or not 0 < progress < 1:
+        return None
+    elapsed = max(0, now_ns - state.since_ns) / 1e9
+    return elapsed * (1 - progress) / progress

@@ -1,0 +1,70 @@
+"""Is the replica's process there, asked before it is used (rule T4).
+
+Invariant: one question at a time per process, whoever waits for the answer; a success holds for a while, a failure
+is never kept, and silence while requests are being served is no failure (X15).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from modelyard_events.ids import ReplicaId
+from modelyard_events.replica import Process
+from modelyard_events.spec import Health
+from modelyard_services.effects.health import Healthy, Outcome, TimedOut, probe
+from modelyard_services.policy.routing import Candidate
+
+FRESH_SECONDS: Final = 30.0
+"""How long a success holds (rule T4)."""
+
+BUSY_SECONDS: Final = 5.0
+"""How long a replica that is too busy to answer is left in peace: else each request waits for a probe of its own."""
+
+Ask = Callable[[str, Health], Awaitable[Outcome]]
+
+
+async def ask(address: str, health: Health) -> Outcome:
+    """The health check of the process at `address`."""
+    host, _, port = address.rpartition(":")
+    return await probe(health, host=host.strip("[]"), port=int(port))
+
+
+class Prober:
+    """What is known of each replica's process; `fresh_seconds` 0 asks before every use."""
+
+    def __init__(self, *, fresh_seconds: float = FRESH_SECONDS, asked: Ask = ask) -> None:
+        self._fresh_ns = round(fresh_seconds * 1e9)
+        self._ask = asked
+        self._good: dict[ReplicaId, tuple[Process, int]] = {}
+        self._asking: dict[tuple[ReplicaId, Process], asyncio.Task[Outcome]] = {}
+
+    def is_good(self, candidate: Candidate, *, now_ns: int) -> bool:
+        """Whether the process answered recently enough to be used unasked."""
+        known = self._good.get(candidate.replica)
+        return known is not None and known[1] > now_ns and known[0] == candidate.process
+
+    async def outcome(self, candidate: Candidate, health: Health) -> Outcome:
+        """The answer of the process, shared with everyone who waits for it."""
+        key = (candidate.replica, candidate.process)
+        task = self._asking.get(key)
+        if task is None:
+            task = asyncio.ensure_future(self._ask(candidate.address, health))
+            self._asking[key] = task
+            task.add_done_callback(lambda _task: self._asking.pop(key, None))
+        # Shielded: one waiter that hangs up mustn't take the answer from the others.
+        return await asyncio.shield(task)
+
+    def note(self, candidate: Candidate, outcome: Outcome, *, serving: bool, now_ns: int) -> bool:
+        """Whether `candidate` may be used after `outcome`; `serving` while requests are in flight on it."""
+        if isinstance(outcome, Healthy):
+            self._good[candidate.replica] = (candidate.process, now_ns + self._fresh_ns)
+            return True
+        if isinstance(outcome, TimedOut) and serving:
+            self._good[candidate.replica] = (candidate.process, now_ns + round(BUSY_SECONDS * 1e9))
+            return True
+        self._good.pop(candidate.replica, None)
+        return False
+
+    def forget(self, replica: ReplicaId) -> None:
+        """What was known of `replica` holds no more."""
+        self._good.pop(replica, None)

@@ -1,0 +1,68 @@
+"""What a router tells: its leases to everyone, the last use of replicas to their workers (rule T2).
+
+Invariant: a router counts as heard only while its own reports come back to it, which proves the way to all the
+others; one that isn't heard must not grant what nobody would see (DESIGN 4).
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from modelyard_events.ids import NodeName, ReplicaId
+from modelyard_events.requests import USED
+from modelyard_events.subjects import router_telemetry_subject, worker_subject
+from modelyard_events.telemetry import RouterReport
+from modelyard_services.effects.runtime import Runtime
+
+UNHEARD_NS: Final = 2_000_000_000
+"""Unheard for so long, a router takes no new requests; after 5 s the others forget its leases."""
+
+USE_TOLD_NS: Final = 30_000_000_000
+"""How long reports repeat a last use: three heartbeats, which carry it from then on."""
+
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class Reporter:
+    """Publishes in the name of one router incarnation."""
+
+    def __init__(self, runtime: Runtime, incarnation: str) -> None:
+        self._runtime = runtime
+        self._incarnation = incarnation
+        self._subject = router_telemetry_subject(incarnation)
+        self._heard_ns: int | None = None
+        self._used_told_ns: dict[ReplicaId, int] = {}
+        runtime.on_report(self._hear)
+
+    def is_heard(self) -> bool:
+        """Whether the router's own voice came back lately."""
+        heard_ns = self._heard_ns
+        return heard_ns is not None and self._runtime.clock.monotonic_ns() - heard_ns < UNHEARD_NS
+
+    async def publish(self, report: RouterReport) -> None:
+        """Tell everyone.
+
+        Raises:
+            UnavailableError: NATS is away.
+        """
+        await self._runtime.bus.publish(self._subject, _ENCODER.encode(report))
+
+    async def tell_workers(self, used_ns: Mapping[ReplicaId, int]) -> None:
+        """Tell each worker of the uses it hasn't been told of.
+
+        Raises:
+            UnavailableError: NATS is away.
+        """
+        by_node: dict[NodeName, dict[ReplicaId, int]] = {}
+        for replica, at_ns in used_ns.items():
+            state = self._runtime.fleet.replicas.get(replica)
+            if state is not None and self._used_told_ns.get(replica) != at_ns:
+                by_node.setdefault(state.node, {})[replica] = at_ns
+        for node, uses in by_node.items():
+            await self._runtime.bus.publish(worker_subject(node, USED), _ENCODER.encode(uses))
+        self._used_told_ns = dict(used_ns)
+
+    def _hear(self, report: RouterReport) -> None:
+        if report.router == self._incarnation:
+            self._heard_ns = self._runtime.clock.monotonic_ns()

@@ -1,1 +1,0 @@
-"""The node agent: follows its own node's events, makes real processes match them, and tells what happened."""

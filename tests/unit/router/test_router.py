@@ -1,0 +1,418 @@
+"""The router over the in-memory log: ranking, probes, cold loads, limits, and the counts that others see."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import msgspec
+import pytest
+from tests.support.given import GIB, a_drain, a_model, a_ready_replica, an_approved_node, incarnation_of
+
+from modelyard_events.envelope import AnyEvent
+from modelyard_events.ids import ModelName, NodeName, ReplicaId
+from modelyard_events.model import ModelReplicaEnded, ModelReplicaReady
+from modelyard_events.replica import (
+    Process,
+    ReplicaLoaded,
+    ReplicaLoadFailed,
+    ReplicaLoadStarted,
+    ReplicaUnloaded,
+)
+from modelyard_events.reservation import ReservationReleased
+from modelyard_events.spec import Health, ModelSpec
+from modelyard_events.subjects import router_telemetry_subject, worker_subject
+from modelyard_events.telemetry import Heartbeat, ReplicaReading, RouterReport
+from modelyard_projections.fleet import ReplicaState
+from modelyard_services.effects.bus import MemoryBus
+from modelyard_services.effects.health import Healthy, Outcome, Refused, TimedOut
+from modelyard_services.effects.log.memory import MemoryLog
+from modelyard_services.effects.runtime import Runtime, in_memory
+from modelyard_services.errors import (
+    ModelLoadingError,
+    ModelUnknownError,
+    NoCapacityError,
+    OverloadedError,
+    ReplicaFailedError,
+    UnavailableError,
+    UnsatisfiableError,
+)
+from modelyard_services.router.probes import Prober
+from modelyard_services.router.router import Ask, Router
+
+NOW = Ask(wait_seconds=0)
+
+
+class World:
+    """A log, a bus, one router on them, and what the replicas' processes answer (healthy unless told)."""
+
+    def __init__(self, runtime: Runtime, bus: MemoryBus) -> None:
+        self.runtime = runtime
+        self.bus = bus
+        self.answers: dict[str, Outcome] = {}
+        self.asked: list[str] = []
+        self.answering = asyncio.Event()
+        self.answering.set()
+
+    async def answer(self, address: str, _health: Health) -> Outcome:
+        self.asked.append(address)
+        await self.answering.wait()
+        return self.answers.get(address, Healthy())
+
+    @contextlib.asynccontextmanager
+    async def router(self, *, fresh_seconds: float = 30.0) -> AsyncIterator[Router]:
+        prober = Prober(fresh_seconds=fresh_seconds, asked=self.answer)
+        async with Router(self.runtime, prober=prober) as router:
+            await router.wait_ready(timeout_seconds=1)
+            yield router
+
+    async def commit(self, *events: AnyEvent) -> None:
+        await self.runtime.journal.commit(self.runtime.envelope(), lambda _fleet: events)
+
+    async def happens(self, *histories: Sequence[AnyEvent]) -> None:
+        for history in histories:
+            await self.commit(*history)
+
+    def address(self, replica: str) -> str:
+        state = self.runtime.fleet.replicas[ReplicaId(replica)]
+        return getattr(state.phase, "address", "")
+
+    async def placed(self) -> ReplicaState:
+        """The replica that a cold request had placed."""
+        await eventually(lambda: bool(self.runtime.fleet.replicas))
+        (state,) = self.runtime.fleet.replicas.values()
+        return state
+
+    async def becomes_ready(self, state: ReplicaState) -> None:
+        process = Process(pid=1, started_at=1.0, port=1)
+        life = incarnation_of(state.node)
+        await self.commit(
+            ReplicaLoadStarted(node=state.node, replica=state.id, incarnation=life, process=process),
+            ReplicaLoaded(node=state.node, replica=state.id, incarnation=life, address="127.0.0.1:1"),
+            ModelReplicaReady(model=state.model, replica=state.id),
+        )
+
+    async def fails_to_load(self, state: ReplicaState, detail: str) -> None:
+        ids = (state.id,)
+        await self.commit(
+            ReplicaLoadFailed(node=state.node, replica=state.id, detail=detail),
+            ReplicaUnloaded(node=state.node, replicas=ids, reason="load_failed"),
+            ReservationReleased(node=state.node, reservations=(state.reservation,)),
+            ModelReplicaEnded(model=state.model, replicas=ids, reason="load_failed", detail=detail),
+        )
+
+
+async def eventually(holds: Callable[[], bool], *, seconds: float = 3.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110 - what is waited for has no event to wait on
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    bus = MemoryBus()
+    async with in_memory("router", MemoryLog(), bus) as runtime:
+        await runtime.wait_ready(timeout_seconds=1)
+        yield World(runtime, bus)
+
+
+def two_ready() -> list[Sequence[AnyEvent]]:
+    return [
+        [*an_approved_node("n1"), *an_approved_node("n2"), *a_model()],
+        a_ready_replica("r-1", node="n1"),
+        a_ready_replica("r-2", node="n2"),
+    ]
+
+
+async def test_equal_load_is_spread_evenly_over_replicas(world: World) -> None:
+    """X24: one request at a time alternates, many at once divide."""
+    await world.happens(*two_ready())
+    async with world.router() as router:
+        singly = []
+        for _ in range(10):
+            lease = await router.route("m")
+            singly.append(lease.replica)
+            router.release(lease.lease)
+        at_once = [(await router.route("m")).replica for _ in range(10)]
+    for used in (singly, at_once):
+        assert sorted(used) == ["r-1"] * 5 + ["r-2"] * 5
+
+
+async def test_a_dead_first_pick_is_passed_over_for_its_sibling_and_comes_back(world: World) -> None:
+    """X14, T9, X12: no cold load, nothing ends, and the sibling serves at once."""
+    await world.happens(*two_ready())
+    dead = world.address("r-1")
+    world.answers[dead] = Refused()
+    async with world.router() as router:
+        leases = [await router.route("m") for _ in range(4)]
+        assert {lease.replica for lease in leases} == {"r-2"}
+        assert len(world.runtime.fleet.replicas) == 2
+        assert world.asked.count(dead) == 1, "a replica that is out isn't asked again by requests"
+        world.answers[dead] = Healthy()
+        await eventually(lambda: router._board.shut_ones() == [])
+        assert (await router.route("m")).replica == "r-1"
+
+
+async def test_a_replica_too_busy_to_answer_its_probe_is_not_dead(world: World) -> None:
+    """X15: silence while a request is in flight is no failure."""
+    await world.happens(*two_ready())
+    async with world.router(fresh_seconds=0) as router:
+        first, second = await router.route("m"), await router.route("m")
+        world.answers = {first.address: TimedOut(), second.address: TimedOut()}
+        assert {(await router.route("m")).replica for _ in range(2)} == {"r-1", "r-2"}
+
+
+async def test_a_silent_replica_that_serves_nobody_is_out(world: World) -> None:
+    """T4: requests that only wait for the same probe don't make a hung process look busy."""
+    await world.happens(*two_ready())
+    world.answers[world.address("r-1")] = TimedOut()
+    async with world.router() as router:
+        leases = await asyncio.gather(*[router.route("m") for _ in range(6)])
+        assert {lease.replica for lease in leases} == {"r-2"}
+
+
+async def test_one_probe_serves_all_who_wait_and_a_success_holds(world: World) -> None:
+    """T4: single flight, cached per process."""
+    await world.happens([*an_approved_node(), *a_model()], a_ready_replica())
+    async with world.router() as router:
+        world.answering.clear()
+        waiting = [asyncio.create_task(router.route("m")) for _ in range(5)]
+        await eventually(lambda: len(world.asked) > 0)
+        assert router._report(leaving=False).in_flight == {}, "nobody holds a lease yet"
+        world.answering.set()
+        await asyncio.gather(*waiting)
+        await router.route("m")
+        assert len(world.asked) == 1
+        assert router._report(leaving=False).in_flight == {"r-1": 6}
+
+
+async def test_a_request_that_is_cancelled_while_it_is_probed_holds_nothing(world: World) -> None:
+    """X16."""
+    await world.happens([*an_approved_node(), *a_model()], a_ready_replica())
+    async with world.router() as router:
+        world.answering.clear()
+        waiting = asyncio.create_task(router.route("m"))
+        await eventually(lambda: len(world.asked) > 0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert len(router._book) == 0
+        world.answering.set()
+
+
+async def test_a_draining_replica_gets_no_new_lease_and_keeps_the_one_it_has(world: World) -> None:
+    """R8, X11."""
+    await world.happens(*two_ready())
+    async with world.router() as router:
+        leases = {lease.replica: lease for lease in [await router.route("m"), await router.route("m")]}
+        await world.commit(*a_drain("r-1", node="n1"))
+        assert {(await router.route("m")).replica for _ in range(4)} == {"r-2"}
+        report = router._report(leaving=False)
+        assert report.in_flight[ReplicaId("r-1")] == 1
+        assert report.folded_sequence == world.runtime.fleet.sequence
+        assert router.release(leases[ReplicaId("r-1")].lease)
+        assert "r-1" not in router._report(leaving=False).in_flight
+
+
+async def test_a_drain_that_begins_while_a_replica_is_probed_wins(world: World) -> None:
+    """R8: what was folded before the lease is handed out counts."""
+    await world.happens(*two_ready())
+    world.answers[world.address("r-2")] = Refused()
+    async with world.router() as router:
+        world.answering.clear()
+        waiting = asyncio.create_task(router.route("m"))
+        await eventually(lambda: len(world.asked) > 0)
+        drained = "r-1" if world.asked[0] == world.address("r-1") else "r-2"
+        world.answers.clear()
+        await world.commit(*a_drain(drained, node="n1" if drained == "r-1" else "n2"))
+        world.answering.set()
+        assert (await waiting).replica != drained
+
+
+async def test_a_lease_is_released_once(world: World) -> None:
+    """T2: a second release changes no count."""
+    await world.happens([*an_approved_node(), *a_model()], a_ready_replica())
+    async with world.router() as router:
+        one, _other = await router.route("m"), await router.route("m")
+        assert router.release(one.lease)
+        assert not router.release(one.lease)
+        assert router._report(leaving=False).in_flight == {"r-1": 1}
+
+
+async def test_a_lease_in_foreign_hands_expires(world: World) -> None:
+    """T2."""
+    await world.happens([*an_approved_node(), *a_model()], a_ready_replica())
+    async with world.router() as router:
+        lease = await router.route("m", Ask(lease_seconds=0.05))
+        assert lease.expires_at_ns is not None
+        await eventually(lambda: len(router._book) == 0)
+        assert not router.release(lease.lease)
+
+
+async def test_two_routers_see_each_others_leases_and_forget_those_of_one_that_leaves(world: World) -> None:
+    """T2."""
+    await world.happens(*two_ready())
+    async with world.router() as one:
+        async with world.router() as other:
+            first = await one.route("m")
+            await eventually(lambda: bool(other._board._others))
+            assert (await other.route("m")).replica != first.replica
+            await eventually(lambda: bool(one._board._others))
+        assert dict(one._board._others) == {}
+
+
+async def test_the_last_use_of_a_replica_survives_a_restart_of_the_router(world: World) -> None:
+    """T2: heartbeats carry it."""
+    await world.happens(*two_ready())
+    state = world.runtime.fleet.replicas[ReplicaId("r-1")]
+    process = state.process
+    assert process is not None
+    reading = ReplicaReading(
+        replica=state.id, key="m#0", revision="a", activity="ready", process=process, last_used_ns=10**18
+    )
+    heartbeat = Heartbeat(NodeName("n1"), incarnation_of("n1"), folded_sequence=1, replicas=(reading,))
+    world.runtime.demand.hear_node(heartbeat, now_ns=world.runtime.clock.monotonic_ns())
+    async with world.router() as router:
+        await eventually(lambda: router._board.candidates(ModelName("m"))[0].last_used_ns == 10**18)
+        assert (await router.route("m")).replica == "r-2"
+
+
+async def test_workers_are_told_when_their_replicas_were_used(world: World) -> None:
+    """T2, P3."""
+    told: list[bytes] = []
+    await world.bus.listen(worker_subject(NodeName("n1"), "used"), lambda _subject, body: told.append(body))
+    await world.happens([*an_approved_node(), *a_model()], a_ready_replica())
+    async with world.router() as router:
+        router.release((await router.route("m")).lease)
+        used_ns = dict(router._board.used())
+        await eventually(lambda: bool(told))
+    assert msgspec.json.decode(told[0]) == used_ns
+
+
+async def test_a_router_that_nobody_hears_takes_no_requests(world: World) -> None:
+    """DESIGN 4: what it granted, nobody would see."""
+    await world.happens([*an_approved_node(), *a_model()], a_ready_replica())
+    async with world.router() as router:
+        await router.route("m")
+        router._reporter._heard_ns = world.runtime.clock.monotonic_ns() - 3_000_000_000
+        with pytest.raises(UnavailableError):
+            await router.route("m")
+        assert router.problems
+
+
+async def test_above_max_concurrency_requests_queue_and_go_on_in_order(world: World) -> None:
+    """T7."""
+    await world.happens([*an_approved_node(), *a_model()], a_ready_replica(max_concurrency=1))
+    async with world.router() as router:
+        lease = await router.route("m")
+        with pytest.raises(OverloadedError) as full:
+            await router.route("m", NOW)
+        assert full.value.retry_after_seconds
+        done: list[int] = []
+
+        async def use(number: int) -> None:
+            mine = await router.route("m")
+            done.append(number)
+            assert router._report(leaving=False).in_flight == {"r-1": 1}
+            await asyncio.sleep(0)
+            router.release(mine.lease)
+
+        tasks = [asyncio.create_task(use(number)) for number in range(20)]
+        await eventually(lambda: router._queues.lengths() == {"m": 20})
+        router.release(lease.lease)
+        await asyncio.gather(*tasks)
+        assert done == list(range(20))
+
+
+async def test_requests_queued_for_a_full_replica_count_the_other_routers_too(world: World) -> None:
+    """T7."""
+    await world.happens([*an_approved_node(), *a_model()], a_ready_replica(max_concurrency=1))
+    async with world.router() as router:
+        report = RouterReport(router="other", folded_sequence=1, in_flight={ReplicaId("r-1"): 1})
+        await world.bus.publish(router_telemetry_subject("other"), msgspec.json.encode(report))
+        with pytest.raises(OverloadedError):
+            await router.route("m", NOW)
+        free = RouterReport(router="other", folded_sequence=1, in_flight={})
+        waiting = asyncio.create_task(router.route("m"))
+        await eventually(lambda: ModelName("m") in router._queues)
+        await world.bus.publish(router_telemetry_subject("other"), msgspec.json.encode(free))
+        assert (await asyncio.wait_for(waiting, 3)).replica == "r-1"
+
+
+async def test_an_unknown_model_is_refused(world: World) -> None:
+    """T8."""
+    async with world.router() as router:
+        with pytest.raises(ModelUnknownError):
+            await router.route("nobody/knows")
+
+
+async def test_first_requests_of_a_cold_model_cause_one_load_and_all_wait_for_it(world: World) -> None:
+    """T5, also over two routers."""
+    await world.happens([*an_approved_node("n1"), *an_approved_node("n2"), *a_model()])
+    async with world.router() as one, world.router() as other:
+        asking = [asyncio.create_task(router.route("m")) for router in (one, other) for _ in range(10)]
+        state = await world.placed()
+        await asyncio.sleep(0.05)
+        assert not any(task.done() for task in asking)
+        await world.becomes_ready(state)
+        leases = await asyncio.gather(*asking)
+        assert {lease.replica for lease in leases} == {state.id}
+        assert len(world.runtime.fleet.replicas) == 1
+
+
+async def test_a_caller_without_patience_is_told_how_far_the_load_is(world: World) -> None:
+    """T5."""
+    await world.happens([*an_approved_node(), *a_model()])
+    async with world.router() as router:
+        with pytest.raises(ModelLoadingError) as told:
+            await router.route("m", NOW)
+    assert told.value.extra["state"] == "placed"
+    assert told.value.extra["node"] == "n1"
+    assert told.value.extra.keys() >= {"progress", "queue_position", "eta_seconds"}
+    assert 5 <= (told.value.retry_after_seconds or 0) <= 120
+
+
+async def test_a_load_that_failed_answers_its_real_reason(world: World) -> None:
+    """T5: to those who waited, and while it backs off, to those who come."""
+    await world.happens([*an_approved_node(), *a_model()])
+    async with world.router() as router:
+        asking = asyncio.create_task(router.route("m"))
+        await world.fails_to_load(await world.placed(), "exit code 1: no such file: weights.gguf")
+        for waiting in (asking, asyncio.create_task(router.route("m"))):
+            with pytest.raises(ReplicaFailedError, match=r"weights\.gguf"):
+                await asyncio.wait_for(waiting, 2)
+
+
+async def test_no_capacity_and_never_any_are_told_apart(world: World) -> None:
+    """P5, T8."""
+    await world.happens([*an_approved_node(vram=4 * GIB), *a_model("m", ModelSpec(command=("serve",), vram=3 * GIB))])
+    await world.happens(a_model("huge", ModelSpec(command=("serve",), vram=80 * GIB)))
+    await world.happens(a_ready_replica("r-9", model="m", vram={0: 3 * GIB}))
+    await world.happens(a_model("other", ModelSpec(command=("serve",), vram=3 * GIB)))
+    async with world.router() as router:
+        with pytest.raises(UnsatisfiableError, match="vram"):
+            await router.route("huge")
+        with pytest.raises(NoCapacityError, match="vram"):
+            await router.route("other")
+
+
+async def test_when_every_replica_is_dead_another_is_loaded_elsewhere(world: World) -> None:
+    """T4: cold loading starts only when none is left."""
+    await world.happens(
+        [*an_approved_node("n1"), *an_approved_node("n2"), *a_model()], a_ready_replica("r-1", node="n1")
+    )
+    world.answers[world.address("r-1")] = Refused()
+    async with world.router() as router:
+        asking = asyncio.create_task(router.route("m"))
+        await eventually(lambda: len(world.runtime.fleet.replicas) == 2)
+        new = next(state for state in world.runtime.fleet.replicas.values() if state.id != "r-1")
+        assert new.node == "n2"
+        await world.becomes_ready(new)
+        assert (await asking).replica == new.id
+
+
+async def test_a_request_that_every_replica_failed_is_answered_so(world: World) -> None:
+    """T9: it doesn't wait for a miracle, and loads nothing."""
+    await world.happens(*two_ready())
+    async with world.router() as router:
+        everywhere = frozenset({ReplicaId("r-1"), ReplicaId("r-2")})
+        with pytest.raises(ReplicaFailedError):
+            await asyncio.wait_for(router.route("m", Ask(avoid=everywhere)), 1)
