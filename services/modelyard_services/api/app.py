@@ -14,8 +14,11 @@ from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Sen
 
 from modelyard_services.api import problems
 from modelyard_services.api.access import Identify
+from modelyard_services.api.access_commands import AccessCommands
 from modelyard_services.api.freshness import Freshness
 from modelyard_services.api.health import healthz, metrics, readyz
+from modelyard_services.api.model_commands import ModelCommands, ReplicaCommands
+from modelyard_services.api.node_commands import NodeCommands
 from modelyard_services.api.queries import Queries
 from modelyard_services.api.raw_path import DecodePathValues, route_on_raw_path
 from modelyard_services.api.service import Service
@@ -30,7 +33,7 @@ def build_app(
     """The application over `service`; `gateway` serves `/v1`."""
     api = Router(
         path="/api/v1",
-        route_handlers=[Queries, *handlers],
+        route_handlers=[Queries, NodeCommands, ModelCommands, ReplicaCommands, AccessCommands, *handlers],
         middleware=[Identify(), Freshness()],
     )
     app = Litestar(
@@ -39,6 +42,7 @@ def build_app(
         exception_handlers=problems.EXCEPTION_HANDLERS,
         state=State({"service": service}),
         request_max_body_size=BODY_BYTES_MAX,
+        logging_config=None,
         openapi_config=OpenAPIConfig(
             title="modelyard",
             version="1",

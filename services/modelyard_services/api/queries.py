@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 from litestar import Controller, get
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from modelyard_events.ids import ReplicaId
 from modelyard_events.selectors import matches, parse_selector
@@ -16,8 +16,8 @@ from modelyard_services.api.access import requires
 from modelyard_services.api.service import PAGE_MAX, ApiRequest, page, service_of
 from modelyard_services.errors import NotFoundError
 
-Limit = Annotated[int, Parameter(ge=1, le=PAGE_MAX, description="Items in one answer.")]
-Cursor = Annotated[str | None, Parameter(query="after", description="The `next` of the page before.")]
+Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Items in one answer.")]
+Cursor = Annotated[str | None, QueryParameter(name="after", description="The `next` of the page before.")]
 
 
 class NodeList(msgspec.Struct, frozen=True):
@@ -61,11 +61,11 @@ class Queries(Controller):
         self,
         request: ApiRequest,
         *,
-        admission: Literal["pending", "approved", "rejected"] | None = None,
-        liveness: views.LivenessName | None = None,
-        intent: views.IntentName | None = None,
-        node_type: Literal["backend", "agent"] | None = None,
-        selector: str | None = None,
+        admission: FromQuery[Literal["pending", "approved", "rejected"] | None] = None,
+        liveness: FromQuery[views.LivenessName | None] = None,
+        intent: FromQuery[views.IntentName | None] = None,
+        node_type: FromQuery[Literal["backend", "agent"] | None] = None,
+        selector: FromQuery[str | None] = None,
         limit: Limit = PAGE_MAX,
         after: Cursor = None,
     ) -> NodeList:
@@ -85,7 +85,7 @@ class Queries(Controller):
         return NodeList([_node(request, node.name) for node in taken], cursor, service.fleet.sequence)
 
     @get("/nodes/{node:str}", summary="Show a node")
-    async def show_node(self, request: ApiRequest, node: str) -> views.NodeView:
+    async def show_node(self, request: ApiRequest, node: FromPath[str]) -> views.NodeView:
         """One node with its four facets, labels, devices and budgets."""
         return _node(request, node)
 
@@ -97,7 +97,7 @@ class Queries(Controller):
         return ModelList([views.model_view(model, fleet) for model in taken], cursor, fleet.sequence)
 
     @get("/models/{model:str}", summary="Show a model")
-    async def show_model(self, request: ApiRequest, model: str) -> views.ModelView:
+    async def show_model(self, request: ApiRequest, model: FromPath[str]) -> views.ModelView:
         """One model with its spec, its schedule and why it isn't placed, if it isn't."""
         service = service_of(request)
         return views.model_view(service.model(model), service.fleet)
@@ -107,9 +107,9 @@ class Queries(Controller):
         self,
         request: ApiRequest,
         *,
-        model: str | None = None,
-        node: str | None = None,
-        replica_state: Annotated[views.ReplicaStateName | None, Parameter(query="state")] = None,
+        model: FromQuery[str | None] = None,
+        node: FromQuery[str | None] = None,
+        replica_state: Annotated[views.ReplicaStateName | None, QueryParameter(name="state")] = None,
         limit: Limit = PAGE_MAX,
         after: Cursor = None,
     ) -> ReplicaList:
@@ -126,13 +126,13 @@ class Queries(Controller):
         return ReplicaList(taken, cursor, service.fleet.sequence)
 
     @get("/replicas/{replica:str}", summary="Show a replica")
-    async def show_replica(self, request: ApiRequest, replica: str) -> views.ReplicaView:
+    async def show_replica(self, request: ApiRequest, replica: FromPath[str]) -> views.ReplicaView:
         """One living replica; an ended one is in its events."""
         return _replica(request, ReplicaId(replica))
 
     @get("/reservations", summary="List reservations")
     async def list_reservations(
-        self, request: ApiRequest, node: str | None = None, limit: Limit = PAGE_MAX, after: Cursor = None
+        self, request: ApiRequest, node: FromQuery[str | None] = None, limit: Limit = PAGE_MAX, after: Cursor = None
     ) -> ReservationList:
         """Living reservations, a replica's or an operator's."""
         fleet = service_of(request).fleet
@@ -149,7 +149,7 @@ class Queries(Controller):
         return ScheduleList(taken, cursor, fleet.sequence)
 
     @get("/models/{model:str}/schedule", summary="Show a model's schedule")
-    async def show_schedule(self, request: ApiRequest, model: str) -> views.ScheduleView:
+    async def show_schedule(self, request: ApiRequest, model: FromPath[str]) -> views.ScheduleView:
         """The schedule with its source and its breaker."""
         view = views.schedule_view(service_of(request).model(model))
         if view is None:

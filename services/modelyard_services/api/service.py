@@ -120,7 +120,7 @@ class Service(msgspec.Struct, frozen=True):
         )
 
 
-class CommandView(msgspec.Struct, frozen=True, omit_defaults=True):
+class CommandView(msgspec.Struct, frozen=True):
     """The answer to a command: the sequence to read at, whether anything changed, what to watch out for."""
 
     sequence: int

@@ -43,8 +43,8 @@ processes.register(app)
 @app.meta.default
 def launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    api: Annotated[str, Parameter(env_var="MODELYARD_API")] = DEFAULT_API,
-    token: Annotated[str | None, Parameter(env_var="MODELYARD_TOKEN")] = None,
+    api: str = DEFAULT_API,
+    token: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Options of every command.

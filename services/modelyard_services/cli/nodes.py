@@ -62,14 +62,7 @@ def show(node: str, *, session: Here) -> None:
         ("disk free", formats.size(answer["disk_free"])),
         ("heard", formats.age(answer["last_heartbeat"])),
     ]
-    rows += [
-        (
-            f"gpu {gpu['index']}",
-            f"{gpu['vendor']} {gpu['name']}, {formats.size(gpu['vram_free'])} free of "
-            f"{formats.size(gpu['vram_total'])}",
-        )
-        for gpu in answer["gpus"]
-    ]
+    rows += [(f"gpu {gpu['index']}", _gpu(gpu)) for gpu in answer["gpus"]]
     rows += [(f"label {key}", f"{label['value']} ({label['owner']})") for key, label in answer["labels"].items()]
     session.show(answer, rows, answer["name"], "")
 
@@ -193,3 +186,8 @@ def _pair(assignment: str) -> tuple[str, str]:
     if not sign:
         raise CommandFailedError(f"{assignment!r} isn't key=value")
     return key, value
+
+
+def _gpu(gpu: dict[str, Any]) -> str:
+    free = f"{formats.size(gpu['vram_free'])} free of {formats.size(gpu['vram_total'])}"
+    return f"{gpu['vendor']} {gpu['name']}, {free}"

@@ -35,6 +35,7 @@ class EmbeddedNats(msgspec.Struct, frozen=True):
         url: for workers and consumers, who bring their own name and token.
         control_url: with the control plane's credentials; secret.
         callout_url: with the credentials of the auth callout; secret.
+        copier_url: with the credentials for setting up the readers' copy of the lifecycle stream; secret.
         keys: the key that signs what a worker may do; secret.
         store: the directory of its streams.
     """
@@ -43,6 +44,7 @@ class EmbeddedNats(msgspec.Struct, frozen=True):
     url: str
     control_url: str
     callout_url: str
+    copier_url: str
     keys: Keys
     store: Path
 
@@ -66,6 +68,7 @@ def embedded_nats(data_directory: Path, *, host: str = "127.0.0.1", port: int = 
         url=f"nats://{endpoint}",
         control_url=f"nats://control:{kept.keys.control_password}@{endpoint}",
         callout_url=f"nats://callout:{kept.keys.callout_password}@{endpoint}",
+        copier_url=f"nats://copier:{kept.keys.copier_password}@{endpoint}",
         keys=kept.keys,
         store=store,
     )

@@ -17,12 +17,12 @@ Invariant: what `append` acknowledged is in the log, once, densely; what it refu
 and have no holes; they are the only order.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import ClassVar, Final, Protocol
 
 from msgspec import Struct
 
-from modelyard_services.errors import ModelyardError
+from modelyard_services.errors import ModelyardError, UnavailableError
 
 EVENT_BYTES_MAX: Final = 64 * 1024
 """One body. Bigger ones belong in the object they name; replay speed is a function of this."""
@@ -118,10 +118,11 @@ class LogFull(LogFailure):
     code: ClassVar[str] = "log_full"
 
 
-class LogUnavailable(LogFailure):
-    """No definite answer in time.
+class LogUnavailable(LogFailure, UnavailableError):  # noqa: N818  as above
+    """No definite answer in time, however often it was asked.
 
     Attributes:
+        problem: what was seen.
         nothing_written: True if the decision certainly isn't in the log; False if it may be, or may still get there:
             repeat it with the same ids and guards, nothing else is safe.
     """
@@ -130,6 +131,7 @@ class LogUnavailable(LogFailure):
     retryable: ClassVar[bool] = True
 
     def __init__(self, detail: str, *, nothing_written: bool) -> None:
+        self.problem = detail
         self.nothing_written = nothing_written
         outcome = "nothing was written" if nothing_written else "the outcome is unknown"
         super().__init__(f"{detail}; {outcome}")
@@ -164,7 +166,7 @@ class Log(Protocol):
         """
         ...
 
-    def follow(self, *, after: int, subject: str | None = None) -> AsyncIterator[list[Stored]]:
+    def follow(self, *, after: int, subject: str | None = None) -> AsyncGenerator[list[Stored], None]:
         """Every event after `after` in order, for ever, in chunks that end on batch ends.
 
         With a `subject`, only that aggregate's; then a chunk may end inside a batch. Resumes by itself.

@@ -7,7 +7,7 @@ difference. The stored messages are never changed or removed.
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import count
 from typing import Final
 
@@ -63,7 +63,7 @@ class MemoryLog:
         self._refuse_overflow(decision, essential=essential)
         return self._write(decision)
 
-    async def follow(self, *, after: int, subject: str | None = None) -> AsyncIterator[list[Stored]]:
+    async def follow(self, *, after: int, subject: str | None = None) -> AsyncGenerator[list[Stored], None]:
         if after > len(self._stored):
             raise LogReplaced(f"the log ends at {len(self._stored)}, before {after}")
         done = after

@@ -7,8 +7,9 @@ from importlib.resources import files
 
 from modelyard_services.effects.nats_access.keys import Keys
 
-ACCOUNT = "MODELYARD"
-"""The account of the streams and of everybody who uses them, as `authorization.conf` names it."""
+WORKERS_ACCOUNT = "WORKERS"
+READERS_ACCOUNT = "READERS"
+"""As `authorization.conf` names them."""
 
 
 def authorization() -> str:
@@ -24,5 +25,6 @@ def variables(keys: Keys) -> str:
     return f"""MODELYARD_NATS_ISSUER: "{keys.issuer_public}"
 MODELYARD_NATS_CONTROL_PASSWORD: "{keys.control_password}"
 MODELYARD_NATS_CALLOUT_PASSWORD: "{keys.callout_password}"
+MODELYARD_NATS_COPIER_PASSWORD: "{keys.copier_password}"
 MODELYARD_NATS_SYSTEM_PASSWORD: "{keys.system_password}"
 """

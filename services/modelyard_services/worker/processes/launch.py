@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-
 from modelyard_events.spec import LaunchSpec, SecretRef
 
 OWN_PREFIX: Final = "MODELYARD_"

@@ -13,6 +13,7 @@ from typing import BinaryIO, Final
 
 from modelyard_events.ids import ReplicaId
 from modelyard_events.requests import LogLine
+
 from modelyard_services.worker.processes.keys import ProcessKey
 
 LINES_MAX: Final = 1_000

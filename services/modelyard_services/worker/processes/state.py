@@ -21,9 +21,9 @@ from typing import Final, TypeVar
 from urllib.parse import quote
 
 import msgspec
-
 from modelyard_events.ids import IncarnationId, ReplicaId, Revision
 from modelyard_events.spec import LaunchSpec
+
 from modelyard_services.errors import ConflictError
 
 ENDED_MAX: Final = 32

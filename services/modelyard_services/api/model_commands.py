@@ -1,0 +1,220 @@
+"""Commands on models: define, schedule, load, unload."""
+
+from typing import Any
+
+import msgspec
+from litestar import Controller, Response, delete, post, put
+from litestar.params import FromPath, FromQuery, JSONBody
+
+from modelyard_events.envelope import AnyEvent
+from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId
+from modelyard_events.names import model_name
+from modelyard_events.selectors import parse_selector
+from modelyard_projections.fleet import Draining, Fleet
+from modelyard_services.api.access import requires
+from modelyard_services.api.service import ApiRequest, CommandView, SequenceOf, answer, service_of
+from modelyard_services.errors import (
+    InvalidRequestError,
+    ModelUnknownError,
+    NoCapacityError,
+    NotFoundError,
+    UnsatisfiableError,
+)
+from modelyard_services.policy import models, placement, readings, schedules
+from modelyard_services.policy.configuration import read_model, read_schedule
+from modelyard_services.policy.ending import begin_drain
+from modelyard_services.policy.identity import replica_id
+
+REPLICAS_MAX = 100
+"""Replicas of one load: each is its own decision."""
+
+Name = FromPath[str]
+
+
+class LoadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to place `replicas` more; None leaves it to the schedule."""
+
+    node: str | None = None
+    selector: str | dict[str, str] | None = None
+    replicas: int = 1
+
+
+class LoadAnswer(msgspec.Struct, frozen=True):
+    """The replicas placed; `refused` says why there are fewer than asked for."""
+
+    sequence: int
+    replicas: list[str]
+    refused: str | None = None
+
+
+class UnloadAnswer(msgspec.Struct, frozen=True):
+    """The replicas that are ending."""
+
+    sequence: int
+    replicas: list[str]
+
+
+class ModelCommands(Controller):
+    """What operators do to models."""
+
+    guards = [requires("operator")]  # noqa: RUF012 - the framework reads it as a class attribute
+    tags = ["models"]  # noqa: RUF012 - as above
+    path = "/models/{model:str}"
+
+    @put("/", status_code=200, summary="Define a model")
+    async def define(self, request: ApiRequest, model: Name, data: JSONBody[dict[str, Any]]) -> CommandView:
+        """Define how the model is run, or redefine it: replicas of older revisions are replaced (R6)."""
+        service, name = service_of(request), model_name(model)
+        spec = read_model({key: value for key, value in data.items() if key != "name"}, name=f"model {model}")
+        warnings = [str(conflict) for conflict in models.group_conflicts(service.fleet, model=name, spec=spec)]
+        done = await service.commit(
+            request, lambda fleet: models.define(fleet, model=name, spec=spec), matches=_at(name)
+        )
+        return answer(done, *warnings)
+
+    @delete("/", status_code=200, summary="Remove a model")
+    async def remove(self, request: ApiRequest, model: Name) -> CommandView:
+        """End the definition; what runs drains."""
+        name = ModelName(model)
+        return answer(
+            await service_of(request).commit(request, lambda fleet: models.remove(fleet, model=name), matches=_at(name))
+        )
+
+    @put("/schedule", status_code=200, summary="Schedule a model")
+    async def set_schedule(self, request: ApiRequest, model: Name, data: JSONBody[dict[str, Any]]) -> CommandView:
+        """Say how many replicas are wanted, and where (S1, S2)."""
+        service, name = service_of(request), model_name(model)
+        schedule = read_schedule(
+            {key: value for key, value in data.items() if key != "model_name"}, name=f"schedule {model}"
+        )
+        warnings = schedules.schedule_warnings(service.fleet, model=name, schedule=schedule, source="api")
+        done = await service.commit(
+            request,
+            lambda fleet: schedules.set_schedule(fleet, model=name, schedule=schedule, source="api"),
+            matches=_at(name),
+        )
+        return answer(done, *warnings)
+
+    @delete("/schedule", status_code=200, summary="Clear a schedule")
+    async def clear_schedule(self, request: ApiRequest, model: Name) -> CommandView:
+        """Want nothing of the model any more; what runs goes on."""
+        service, name = service_of(request), ModelName(model)
+        warnings = schedules.schedule_warnings(service.fleet, model=name, schedule=None, source="api")
+        done = await service.commit(
+            request, lambda fleet: schedules.clear_schedule(fleet, model=name, source="api"), matches=_at(name)
+        )
+        return answer(done, *warnings)
+
+    @post("/replicas", status_code=202, summary="Load a model")
+    async def load(
+        self, request: ApiRequest, model: Name, data: JSONBody[LoadBody | None] = None
+    ) -> Response[LoadAnswer]:
+        """Place more replicas; each is decided by itself and told in its own event."""
+        body = data or LoadBody()
+        if not 1 <= body.replicas <= REPLICAS_MAX:
+            raise InvalidRequestError(f"replicas is 1 to {REPLICAS_MAX}", field="replicas", value=body.replicas)
+        loaded = await _load(request, ModelName(model), body)
+        first = loaded.replicas[0]
+        return Response(loaded, status_code=202, headers={"Location": f"/api/v1/replicas/{first}"})
+
+    @delete("/replicas", status_code=202, summary="Unload a model")
+    async def unload(self, request: ApiRequest, model: Name, node: FromQuery[str | None] = None) -> UnloadAnswer:
+        """End all replicas of the model, or those on one node: every index of it (X3)."""
+        name = ModelName(model)
+        if name not in service_of(request).fleet.models:
+            raise ModelUnknownError(f"there is no model {model!r}", field="model", value=model)
+        if node is not None and NodeName(node) not in service_of(request).fleet.nodes:
+            raise NotFoundError(f"there is no node {node!r}", field="node", value=node)
+
+        def chosen(fleet: Fleet) -> list[ReplicaId]:
+            return [replica.id for replica in fleet.replicas_of(name) if node is None or replica.node == node]
+
+        return await _unload(request, chosen, f"model {model!r} has no replica there; nothing was unloaded")
+
+
+class ReplicaCommands(Controller):
+    """What operators do to one replica."""
+
+    guards = [requires("operator")]  # noqa: RUF012 - the framework reads it as a class attribute
+    tags = ["replicas"]  # noqa: RUF012 - as above
+    path = "/replicas/{replica:str}"
+
+    @delete("/", status_code=202, summary="Unload a replica")
+    async def unload(self, request: ApiRequest, replica: Name) -> UnloadAnswer:
+        """End one replica and no other (X4)."""
+        wanted = ReplicaId(replica)
+
+        def chosen(fleet: Fleet) -> list[ReplicaId]:
+            return [wanted] if wanted in fleet.replicas else []
+
+        return await _unload(request, chosen, f"there is no living replica {replica!r}; nothing was unloaded")
+
+
+async def _load(request: ApiRequest, model: ModelName, body: LoadBody) -> LoadAnswer:
+    service = service_of(request)
+    runtime, command = service.runtime, service.command_id(request)
+    selector = parse_selector(body.selector, field="selector")
+    placed: list[str] = []
+    sequence, refused = service.fleet.sequence, None
+    for number in range(body.replicas):
+        wish = placement.Request(
+            model=model,
+            command=CommandId(f"{command}.{number}" if number else command),
+            now_ns=runtime.clock.now_ns(),
+            node=None if body.node is None else NodeName(body.node),
+            selector=selector,
+        )
+        outcomes: list[placement.Outcome] = []
+
+        def decide(
+            fleet: Fleet, wish: placement.Request = wish, outcomes: list[placement.Outcome] = outcomes
+        ) -> tuple[AnyEvent, ...]:
+            measured = readings.read(fleet, runtime.demand, heard_ns=runtime.clock.monotonic_ns())
+            outcomes.append(placement.place(fleet, measured, wish))
+            return outcomes[-1].events
+
+        done = await service.commit(request, decide, matches=_at(model), command=wish.command)
+        sequence = done.sequence
+        refused = outcomes[-1].refused if outcomes else None
+        if refused is not None:
+            break
+        placed.append(_placed(wish, outcomes))
+    if refused is not None and not placed:
+        raise refusal(refused)
+    return LoadAnswer(sequence, placed, refused.message if refused else None)
+
+
+def _placed(wish: placement.Request, outcomes: list[placement.Outcome]) -> str:
+    # No outcome means that the log held the command already: its replica's id comes from the command alone.
+    replica = outcomes[-1].replica if outcomes else replica_id(wish.command, 0)
+    if replica is None:
+        raise AssertionError("an outcome without a refusal names its replica")
+    return replica
+
+
+def refusal(refused: placement.Refused) -> NoCapacityError | UnsatisfiableError:
+    """The error that tells a refused placement: what would unblock it is in its members."""
+    extra: dict[str, object] = {"unblock": refused.unblock} if refused.unblock else {}
+    if refused.kind == "unsatisfiable":
+        return UnsatisfiableError(refused.message, extra=extra)
+    return NoCapacityError(refused.message, retry_after_seconds=30, extra=extra)
+
+
+async def _unload(request: ApiRequest, chosen: Any, nothing: str) -> UnloadAnswer:
+    service = service_of(request)
+    ended: list[ReplicaId] = []
+
+    def decide(fleet: Fleet) -> list[AnyEvent]:
+        found: list[ReplicaId] = chosen(fleet)
+        if not found:
+            raise NotFoundError(nothing)
+        ended[:] = [replica for replica in found if not isinstance(fleet.replicas[replica].phase, Draining)]
+        seconds = fleet.settings.drain_deadline_seconds
+        return begin_drain(fleet, ended, reason="requested", deadline_seconds=seconds)
+
+    done = await service.commit(request, decide)
+    return UnloadAnswer(done.sequence, [str(replica) for replica in ended])
+
+
+def _at(model: ModelName) -> SequenceOf:
+    return lambda fleet: fleet.model_sequence(model)

@@ -1,0 +1,169 @@
+"""Requests to JetStream's own API, asked again while a leader is being elected.
+
+Invariant: an answer is the server's, decoded; no answer within the deadline is `LogUnavailable`. Everything asked
+here is harmless to repeat.
+"""
+
+import asyncio
+from base64 import b64decode
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+import nats.errors
+from msgspec import Struct, field
+from nats.aio.client import Client
+
+from modelyard_services.effects.clock import backoff_seconds
+from modelyard_services.effects.log.contract import LogMisconfigured, LogUnavailable, Stored
+from modelyard_services.effects.log.headers import stored_event
+
+ATTEMPT_SECONDS: Final = 2.0
+"""One request. An answer takes about a millisecond; a lost one is asked again."""
+
+READ_SECONDS_MAX: Final = 12.0
+"""All attempts: longer than an election after a killed leader (6 s at worst in our measurements)."""
+
+RETRY_BASE_SECONDS: Final = 0.02
+RETRY_CAP_SECONDS: Final = 0.5
+"""Between attempts: an election takes about a second."""
+
+NOT_FOUND: Final = 404
+UNAVAILABLE: Final = 503
+STREAM_NOT_FOUND: Final = 10059
+"""Codes of JetStream's errors, as its documentation lists them."""
+
+LOG_ID_KEY: Final = "modelyard.log_id"
+"""Where a stream's metadata names the log it holds."""
+
+_API: Final = "$JS.API."
+
+
+class ApiError(Struct, frozen=True):
+    code: int
+    err_code: int = 0
+    description: str = ""
+
+
+class State(Struct, frozen=True):
+    messages: int = 0
+    bytes: int = 0
+    first_seq: int = 0
+    last_seq: int = 0
+
+
+class StreamInfo(Struct, frozen=True):
+    """What JetStream says about a stream."""
+
+    config: dict[str, object] = field(default_factory=dict)
+    state: State = State()
+    error: ApiError | None = None
+
+    @property
+    def log_id(self) -> str | None:
+        """Which log it holds; None if it is no log of ours."""
+        metadata = self.config.get("metadata")
+        found = metadata.get(LOG_ID_KEY) if isinstance(metadata, dict) else None
+        return found if isinstance(found, str) else None
+
+    @property
+    def replicas(self) -> int:
+        found = self.config.get("num_replicas")
+        return found if isinstance(found, int) else 1
+
+
+class _RawMessage(Struct, frozen=True):
+    subject: str
+    seq: int
+    time: str
+    hdrs: str = ""
+    data: str = ""
+
+
+class _MessageReply(Struct, frozen=True):
+    message: _RawMessage | None = None
+    error: ApiError | None = None
+
+
+_INFO: Final = msgspec.json.Decoder(StreamInfo)
+_MESSAGE: Final = msgspec.json.Decoder(_MessageReply)
+
+
+class Api:
+    """JetStream's API for one stream."""
+
+    def __init__(self, client: Client, stream: str) -> None:
+        self._client = client
+        self.stream = stream
+
+    async def info(self) -> StreamInfo:
+        """Configuration and state, from the stream's leader; `error` is set if there is no such stream."""
+        return _INFO.decode(await self._ask(f"STREAM.INFO.{self.stream}", b""))
+
+    async def create(self, config: dict[str, object]) -> ApiError | None:
+        """Create the stream; the same configuration again is no error."""
+        return _INFO.decode(await self._ask(f"STREAM.CREATE.{self.stream}", msgspec.json.encode(config))).error
+
+    async def get(self, sequence: int) -> Stored | None:
+        """The event at `sequence`."""
+        return await self._message({"seq": sequence})
+
+    async def next_on(self, subject: str, sequence: int) -> Stored | None:
+        """The first event of `subject` at or after `sequence`."""
+        return await self._message({"seq": sequence, "next_by_subj": subject})
+
+    async def last_on(self, subject: str) -> Stored | None:
+        """The newest event of `subject`."""
+        return await self._message({"last_by_subj": subject})
+
+    async def first_since(self, time_ns: int) -> Stored | None:
+        """The first event the log took at or after `time_ns`."""
+        seconds, rest = divmod(time_ns, 1_000_000_000)
+        moment = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return await self._message({"start_time": f"{moment}.{rest:09d}Z"})
+
+    async def _message(self, request: dict[str, object]) -> Stored | None:
+        # From the leader, not by direct get: any replica answers those, perhaps without what was just written.
+        body = await self._ask(f"STREAM.MSG.GET.{self.stream}", msgspec.json.encode(request))
+        reply = _MESSAGE.decode(body)
+        if reply.error is not None and reply.error.code == NOT_FOUND and reply.error.err_code != STREAM_NOT_FOUND:
+            return None
+        if reply.message is None:
+            raise LogMisconfigured(f"reading stream {self.stream}: {reply.error}")
+        raw = reply.message
+        return stored_event(
+            sequence=raw.seq,
+            time_ns=_nanoseconds(raw.time),
+            subject=raw.subject,
+            headers=b64decode(raw.hdrs),
+            body=b64decode(raw.data),
+        )
+
+    async def _ask(self, subject: str, body: bytes) -> bytes:
+        deadline = asyncio.get_running_loop().time() + READ_SECONDS_MAX
+        attempt = 0
+        while True:
+            reply, problem = await self._ask_once(subject, body)
+            if reply is not None:
+                return reply
+            if asyncio.get_running_loop().time() > deadline:
+                raise LogUnavailable(f"JetStream doesn't answer {subject}: {problem}", nothing_written=True)
+            await asyncio.sleep(backoff_seconds(attempt, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS))
+            attempt += 1
+
+    async def _ask_once(self, subject: str, body: bytes) -> tuple[bytes | None, str]:
+        try:
+            reply = await self._client.request(_API + subject, body, timeout=ATTEMPT_SECONDS)
+        except nats.errors.Error as error:
+            return None, str(error) or type(error).__name__
+        outcome = _MESSAGE.decode(reply.data).error
+        if outcome is not None and outcome.code == UNAVAILABLE:
+            return None, outcome.description
+        return reply.data, ""
+
+
+def _nanoseconds(text: str) -> int:
+    """Unix nanoseconds of Go's RFC 3339 UTC, which has up to nine digits and drops trailing zeros."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
+    return seconds * 1_000_000_000 + int(fraction.ljust(9, "0") or "0")

@@ -1,0 +1,102 @@
+"""What the control plane may ask a worker directly: are you there, and what do your processes say.
+
+Invariant: answers come from what runs here now; nothing asked changes anything.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
+from modelyard_events.requests import LOGS, PING, USED, LogLine, LogsReply, LogsRequest
+from modelyard_events.subjects import worker_subject
+from modelyard_services.worker.processes.supervisor import Processes
+
+FOLLOWERS_MAX: Final = 32
+"""Log followers at a time on one worker: each polls files."""
+
+SLICE_LINES_MAX: Final = 200
+"""Lines in one message: 200 of 4 KiB stay below NATS' payload limit."""
+
+_LOGS: Final = msgspec.json.Decoder(LogsRequest)
+_USED: Final = msgspec.json.Decoder(dict[ReplicaId, int])
+_log = structlog.get_logger(__name__)
+
+
+class Answers:
+    """Answers `ping` and `logs`, and takes note of `used`."""
+
+    def __init__(self, node: NodeName, incarnation: IncarnationId, processes: Processes) -> None:
+        self._node = node
+        self._incarnation = incarnation
+        self._processes = processes
+        self._followers: set[asyncio.Task[None]] = set()
+        self.last_used_ns: dict[ReplicaId, int] = {}
+
+    async def listen(self, client: Client) -> None:
+        """Begin to answer on `client`."""
+
+        async def on_logs(message: Msg) -> None:
+            self._follow_in_background(client, message)
+
+        await client.subscribe(worker_subject(self._node, PING), cb=self._on_ping)
+        await client.subscribe(worker_subject(self._node, LOGS), cb=on_logs)
+        await client.subscribe(worker_subject(self._node, USED), cb=self._on_used)
+
+    async def close(self) -> None:
+        """Let all followers go."""
+        for follower in list(self._followers):
+            follower.cancel()
+        await asyncio.gather(*self._followers, return_exceptions=True)
+
+    async def _on_ping(self, message: Msg) -> None:
+        await message.respond(self._incarnation.encode())
+
+    async def _on_used(self, message: Msg) -> None:
+        try:
+            told = _USED.decode(message.data)
+        except msgspec.MsgspecError as error:
+            _log.warning("last use can't be read", problem=str(error))
+            return
+        for replica, used_ns in told.items():
+            self.last_used_ns[replica] = max(used_ns, self.last_used_ns.get(replica, 0))
+        alive = {running.replica for running in self._processes.running()}
+        for replica in self.last_used_ns.keys() - alive:
+            del self.last_used_ns[replica]
+
+    def _follow_in_background(self, client: Client, message: Msg) -> None:
+        if len(self._followers) >= FOLLOWERS_MAX:
+            _log.warning("too many log followers", limit=FOLLOWERS_MAX)
+            return
+        task = asyncio.create_task(self._send_logs(client, message))
+        self._followers.add(task)
+        task.add_done_callback(self._followers.discard)
+
+    async def _send_logs(self, client: Client, message: Msg) -> None:
+        try:
+            request = _LOGS.decode(message.data)
+        except msgspec.MsgspecError as error:
+            _log.warning("log request can't be read", problem=str(error))
+            return
+        async for lines in self._slices(request):
+            await client.publish(message.reply, msgspec.json.encode(LogsReply(lines=lines)))
+        await client.publish(message.reply, msgspec.json.encode(LogsReply(end=True)))
+
+    async def _slices(self, request: LogsRequest) -> AsyncIterator[tuple[LogLine, ...]]:
+        if not request.follow:
+            lines = await self._processes.logs(request.key, lines=request.lines)
+            for part in _parts(lines):
+                yield part
+            return
+        async for found in self._processes.follow(request.key, lines=request.lines):
+            for part in _parts(found):
+                yield part
+
+
+def _parts(lines: list[LogLine]) -> list[tuple[LogLine, ...]]:
+    return [tuple(lines[start : start + SLICE_LINES_MAX]) for start in range(0, len(lines), SLICE_LINES_MAX)]

@@ -1,0 +1,35 @@
+"""What a worker is told at its start."""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from modelyard_events.ids import LabelKey, NodeName
+from modelyard_events.node import NodeType
+from modelyard_events.sizes import VramBudget
+from modelyard_services.worker.processes.ports import PortRange
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One node agent. `vram` bytes count where there is no GPU; `gpus` limits the devices, None takes all.
+
+    `at_end`: `end` stops the replicas and departs when the worker stops, `keep` leaves them to the next worker.
+    """
+
+    name: NodeName
+    nats_url: str
+    registration_token: str
+    state_dir: Path
+    tls_ca: str | None = None
+    node_type: NodeType = "backend"
+    host: str = "127.0.0.1"
+    advertise: str = "127.0.0.1"
+    labels: dict[LabelKey, str] = {}
+    vram: int | None = None
+    vram_budget: VramBudget | None = None
+    gpus: tuple[int, ...] | None = None
+    max_replicas_per_model: int = 1
+    ports: PortRange = PortRange()
+    allow_commands: tuple[str, ...] = ()
+    at_end: Literal["end", "keep"] = "end"

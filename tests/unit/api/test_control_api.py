@@ -1,0 +1,314 @@
+"""The control API over the in-memory log: routes, commands, errors, access, idempotency (DESIGN 6)."""
+
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import httpx
+import pytest
+from tests.support.given import GIB, a_pending_node, an_approved_node, some_spec
+
+from modelyard_events.ids import ModelName
+from modelyard_events.model import ModelDefined
+from modelyard_events.spec import revision_of
+from modelyard_services import errors
+from modelyard_services.api.access import Access
+from modelyard_services.api.app import build_app
+from modelyard_services.api.problems import STATUS_OF
+from modelyard_services.api.service import Service
+from modelyard_services.effects.bus import MemoryBus
+from modelyard_services.effects.log.memory import MemoryLog
+from modelyard_services.effects.runtime import Runtime, in_memory
+
+NODE = "rack/1:gpu.a"
+NODE_PATH = "/api/v1/nodes/rack%2F1%3Agpu.a"
+
+
+@pytest.fixture
+async def runtime() -> AsyncIterator[Runtime]:
+    async with in_memory("api", MemoryLog(), MemoryBus()) as runtime:
+        await runtime.wait_ready(timeout_seconds=1)
+        yield runtime
+
+
+@pytest.fixture
+async def client(runtime: Runtime) -> AsyncIterator[httpx.AsyncClient]:
+    async with _client(runtime, open_on_loopback=True) as client:
+        yield client
+
+
+def _client(runtime: Runtime, *, open_on_loopback: bool) -> httpx.AsyncClient:
+    app = build_app(Service(runtime, Access(runtime.fleet, open_on_loopback)))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=cast(Any, app)), base_url="http://test")
+
+
+async def _pending(runtime: Runtime, node: str = NODE) -> None:
+    await runtime.journal.commit(runtime.envelope(), lambda _fleet: a_pending_node(node))
+
+
+async def _approved(runtime: Runtime, node: str = NODE) -> None:
+    await runtime.journal.commit(runtime.envelope(), lambda _fleet: an_approved_node(node))
+
+
+async def test_names_with_slash_colon_and_dot_work_in_every_route(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    await _pending(runtime)
+    assert (await client.get(NODE_PATH)).json()["name"] == NODE
+    assert (await client.post(f"{NODE_PATH}/approve")).status_code == 200
+    put = await client.put(f"{NODE_PATH}/labels/nvidia.com%2Fgpu", json={"value": "yes"})
+    assert put.status_code == 200, put.text
+    assert (await client.get(NODE_PATH)).json()["labels"]["nvidia.com/gpu"] == {"value": "yes", "owner": "operator"}
+    assert (await client.delete(f"{NODE_PATH}/labels/nvidia.com%2Fgpu")).json()["changed"]
+
+
+async def test_a_model_whose_name_ends_like_a_route_is_only_a_model(
+    runtime: Runtime, client: httpx.AsyncClient
+) -> None:
+    spec = some_spec()
+    name = ModelName("a/schedule")
+    await runtime.journal.commit(
+        runtime.envelope(), lambda _fleet: [ModelDefined(model=name, spec=spec, revision=revision_of(spec))]
+    )
+    assert (await client.get("/api/v1/models/a%2Fschedule")).json()["name"] == name
+    assert (await client.get("/api/v1/models/a/schedule")).json()["code"] == "model_unknown"
+
+
+async def test_a_command_answers_with_the_sequence_to_read_at(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    await _pending(runtime)
+    answer = (await client.post(f"{NODE_PATH}/approve")).json()
+    read = await client.get(NODE_PATH, params={"min_seq": answer["sequence"]})
+    assert read.json()["admission"] == "approved"
+    assert int(read.headers["modelyard-sequence"]) >= answer["sequence"]
+
+
+async def test_a_command_whose_outcome_holds_already_changes_nothing(
+    runtime: Runtime, client: httpx.AsyncClient
+) -> None:
+    await _approved(runtime)
+    answer = (await client.post(f"{NODE_PATH}/approve")).json()
+    assert answer == {"sequence": 3, "changed": False, "warnings": []}
+
+
+async def test_a_command_held_to_an_older_state_is_refused(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    await _approved(runtime)
+    await client.post(f"{NODE_PATH}/cordon")
+    refused = await client.post(f"{NODE_PATH}/resume", headers={"if-match": '"3"'})
+    assert (refused.status_code, refused.json()["code"]) == (412, "precondition_failed")
+    held = await client.post(f"{NODE_PATH}/resume", headers={"if-match": '"4"'})
+    assert held.status_code == 200
+
+
+async def test_a_retry_under_the_same_key_gets_the_first_answer(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """I11."""
+    await _approved(runtime)
+    key = {"idempotency-key": "k-1"}
+    body = {"vram": "1GiB", "holder": "training"}
+    first = await client.post(f"{NODE_PATH}/reservations", json=body, headers=key)
+    again = await client.post(f"{NODE_PATH}/reservations", json=body, headers=key)
+    assert first.status_code == 201, first.text
+    assert again.json() == first.json()
+    assert len((await client.get("/api/v1/reservations")).json()["items"]) == 1
+    other = await client.post(f"{NODE_PATH}/reservations", json={**body, "vram": "2GiB"}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+
+
+async def test_operator_reservations_hold_vram_until_they_are_released(
+    runtime: Runtime, client: httpx.AsyncClient
+) -> None:
+    """R3."""
+    await _approved(runtime)
+    made = await client.post(f"{NODE_PATH}/reservations", json={"vram": "20GiB", "holder": "training"})
+    assert (await client.get(NODE_PATH)).json()["vram_free"] == 4 * GIB
+    refused = await client.post(f"{NODE_PATH}/reservations", json={"vram": "20GiB", "holder": "more"})
+    assert (refused.status_code, refused.json()["code"]) == (503, "no_capacity")
+    released = await client.delete(f"{NODE_PATH}/reservations/{made.json()['reservation']}")
+    assert released.status_code == 200
+    assert (await client.get(NODE_PATH)).json()["vram_free"] == 24 * GIB
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "field"),
+    [
+        ("PUT", "/vram-budget", {"value": "-3GB"}, "value"),
+        ("PUT", "/labels/gpu.vram", {"value": "x"}, "label"),
+        ("PUT", "/labels/odd", {"value": "a,b"}, "label odd"),
+        ("PATCH", "/labels", {"fine": "yes", "node.name": "x"}, "label"),
+        ("PUT", "/max-replicas-per-model", {"value": 0}, "max_replicas_per_model"),
+        ("POST", "/reservations", {"vram": "lots", "holder": "me"}, "vram"),
+    ],
+)
+async def test_bad_input_names_the_field_and_changes_nothing(
+    runtime: Runtime, client: httpx.AsyncClient, method: str, path: str, body: object, field: str
+) -> None:
+    await _approved(runtime)
+    refused = await client.request(method, NODE_PATH + path, json=body)
+    assert refused.status_code == 400, refused.text
+    assert refused.headers["content-type"].startswith("application/problem+json")
+    assert (refused.json()["code"], refused.json()["field"]) == ("invalid_request", field)
+    assert runtime.fleet.sequence == 3
+
+
+@pytest.mark.parametrize("body", [{"value": "x", "extra": 1}, {}, {"value": 3}, [], "text"])
+async def test_unknown_fields_and_wrong_types_are_refused(
+    runtime: Runtime, client: httpx.AsyncClient, body: object
+) -> None:
+    await _approved(runtime)
+    refused = await client.put(f"{NODE_PATH}/labels/tier", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
+
+
+async def test_many_labels_are_set_all_or_none(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """N5."""
+    await _approved(runtime)
+    await client.patch(f"{NODE_PATH}/labels", json={"tier": "gpu", "zone": "a"})
+    await client.patch(f"{NODE_PATH}/labels", json={"zone": None, "rack": "7"})
+    labels = (await client.get(NODE_PATH)).json()["labels"]
+    assert {key for key, label in labels.items() if label["owner"] == "operator"} == {"tier", "rack"}
+
+
+async def test_deleting_what_is_not_there_says_so(client: httpx.AsyncClient) -> None:
+    """X28."""
+    for path in ("/api/v1/nodes/nobody", "/api/v1/tokens/nobody", "/api/v1/nodes/n/reservations/v-1"):
+        missing = await client.delete(path)
+        assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+
+
+async def test_an_override_shows_whose_it_is_and_what_the_worker_says(
+    runtime: Runtime, client: httpx.AsyncClient
+) -> None:
+    """N11."""
+    await _approved(runtime)
+    await client.put(f"{NODE_PATH}/max-replicas-per-model", json={"value": 4})
+    await client.put(f"{NODE_PATH}/vram-budget", json={"value": "50%"})
+    node = (await client.get(NODE_PATH)).json()
+    assert node["max_replicas_per_model"] == {"value": 4, "source": "operator", "worker_value": 1}
+    assert node["vram_budget"] == {"value": "50%", "source": "operator", "worker_value": None}
+    assert node["vram_free"] == 12 * GIB
+    assert node["labels"]["node.replica-slots"]["value"] == "4"
+    await client.delete(f"{NODE_PATH}/max-replicas-per-model")
+    assert (await client.get(NODE_PATH)).json()["max_replicas_per_model"]["source"] == "worker"
+
+
+async def test_lists_come_in_pages_from_one_sequence(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    for number in range(5):
+        await _approved(runtime, f"n{number}")
+    first = (await client.get("/api/v1/nodes", params={"limit": 2})).json()
+    rest = (await client.get("/api/v1/nodes", params={"limit": 9, "after": first["next"]})).json()
+    assert [node["name"] for node in first["items"] + rest["items"]] == [f"n{number}" for number in range(5)]
+    assert rest["next"] is None
+    assert first["sequence"] == runtime.fleet.sequence
+
+
+async def test_every_request_needs_a_token_once_there_is_one(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    created = (await client.post("/api/v1/tokens", json={"name": "ops", "role": "operator"})).json()
+    assert (await client.get("/api/v1/nodes")).status_code == 401
+    token = {"authorization": f"Bearer {created['token']}"}
+    assert (await client.get("/api/v1/nodes", headers=token)).status_code == 200
+    assert created["token"] not in str(runtime.fleet.tokens)
+
+
+async def test_roles_allow_what_they_say(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    await _approved(runtime)
+    admin = (await client.post("/api/v1/tokens", json={"name": "root", "role": "admin"})).json()["token"]
+    as_admin = {"authorization": f"Bearer {admin}"}
+    viewer = (await client.post("/api/v1/tokens", json={"name": "eyes"}, headers=as_admin)).json()["token"]
+    as_viewer = {"authorization": f"Bearer {viewer}"}
+    assert (await client.get(NODE_PATH, headers=as_viewer)).status_code == 200
+    refused = await client.post(f"{NODE_PATH}/cordon", headers=as_viewer)
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    await client.delete("/api/v1/tokens/eyes", headers=as_admin)
+    assert (await client.get(NODE_PATH, headers=as_viewer)).status_code == 401
+
+
+async def test_beyond_loopback_nothing_is_open_without_a_token(runtime: Runtime) -> None:
+    async with _client(runtime, open_on_loopback=False) as client:
+        for path in ("/api/v1/nodes", "/readyz", "/metrics"):
+            assert (await client.get(path, headers={"x-actor": "me"})).status_code == 401
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_who_did_it_is_in_the_event(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """H1."""
+    actors: list[str] = []
+    runtime.on_batch(lambda events, _touched: actors.extend(event.envelope.actor.name for event in events))
+    await _pending(runtime)
+    await client.post(f"{NODE_PATH}/approve", headers={"x-actor": "alice"})
+    assert actors[-1] == "alice"
+
+
+async def test_the_openapi_document_names_every_route(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/api/v1/openapi/openapi.json")).json()
+    assert {"/api/v1/nodes/{node}", "/api/v1/nodes/{node}/labels/{key}", "/api/v1/settings"} <= document["paths"].keys()
+
+
+def test_every_error_code_has_its_status() -> None:
+    """T8."""
+
+    def codes(kind: type[errors.ModelyardError]) -> set[str]:
+        return {kind.code}.union(
+            *[codes(child) for child in kind.__subclasses__() if child.__module__ == errors.__name__]
+        )
+
+    assert codes(errors.ModelyardError) <= STATUS_OF.keys()
+
+
+SPEC = {"command": ["serve", "--port", "{port}"], "vram": "10GiB"}
+
+
+async def test_a_model_is_defined_scheduled_loaded_and_unloaded(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    await _approved(runtime)
+    path = "/api/v1/models/Qwen%2FQwen3-32B%3Aq4"
+    assert (await client.put(path, json=SPEC)).status_code == 200
+    put = await client.put(f"{path}/schedule", json={"min_replicas": 1, "node_selector": "tier=gpu"})
+    assert "no node matches tier=gpu now" in put.json()["warnings"]
+    await client.put(f"{path}/schedule", json={"max_replicas": 2})
+    loaded = await client.post(f"{path}/replicas", json={})
+    assert loaded.status_code == 202, loaded.text
+    replica = (await client.get(loaded.headers["location"])).json()
+    assert (replica["model"], replica["node"], replica["state"]) == ("Qwen/Qwen3-32B:q4", NODE, "placed")
+    assert (await client.get(NODE_PATH)).json()["vram_reserved"] == 10 * GIB
+    ended = await client.delete(f"{path}/replicas")
+    assert ended.json()["replicas"] == [replica["id"]]
+    assert (await client.get("/api/v1/replicas")).json()["items"] == []
+    assert (await client.get(NODE_PATH)).json()["vram_reserved"] == 0
+
+
+async def test_no_room_is_refused_with_the_whole_account(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """P5, X6."""
+    await _approved(runtime)
+    await client.put("/api/v1/models/huge", json={**SPEC, "vram": "100GiB"})
+    refused = await client.post("/api/v1/models/huge/replicas")
+    assert (refused.status_code, refused.json()["code"]) == (422, "unsatisfiable")
+    assert "0/1 nodes: 1 vram" in refused.json()["detail"]
+    await client.put("/api/v1/models/big", json={**SPEC, "vram": "20GiB"})
+    await client.put(f"{NODE_PATH}/max-replicas-per-model", json={"value": 2})
+    assert (await client.post("/api/v1/models/big/replicas")).status_code == 202
+    full = await client.post("/api/v1/models/big/replicas")
+    assert (full.status_code, full.json()["code"]) == (503, "no_capacity")
+    assert full.headers["retry-after"]
+
+
+async def test_a_retried_load_places_one_replica(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """I11."""
+    await _approved(runtime)
+    await client.put("/api/v1/models/m", json=SPEC)
+    key = {"idempotency-key": "load-1"}
+    first = await client.post("/api/v1/models/m/replicas", json={}, headers=key)
+    again = await client.post("/api/v1/models/m/replicas", json={}, headers=key)
+    assert first.json()["replicas"] == again.json()["replicas"]
+    assert len(runtime.fleet.replicas) == 1
+
+
+async def test_every_fault_of_a_spec_is_told_at_once(client: httpx.AsyncClient) -> None:
+    refused = await client.put("/api/v1/models/m", json={"comand": ["x"], "vram": "-3GB", "pinned": "maybe"})
+    assert refused.status_code == 400
+    fields = {fault["field"] for fault in refused.json()["errors"]}
+    assert fields == {"comand", "command", "vram", "pinned"}
+    both = await client.put("/api/v1/models/m/schedule", json={"replicas": "all", "min_replicas": 2})
+    assert (both.status_code, both.json()["field"]) == (400, "replicas")
+
+
+async def test_unloading_what_does_not_run_says_so(client: httpx.AsyncClient) -> None:
+    """X28."""
+    assert (await client.delete("/api/v1/replicas/r-none")).status_code == 404
+    assert (await client.delete("/api/v1/models/none/replicas")).json()["code"] == "model_unknown"
+    await client.put("/api/v1/models/m", json=SPEC)
+    assert (await client.delete("/api/v1/models/m/replicas")).json()["code"] == "not_found"

@@ -1,0 +1,86 @@
+"""From a launch spec to an order: placeholders, allow-list, devices, environment (rule W3)."""
+
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelyard_events.spec import LaunchSpec
+from modelyard_services.worker.processes.launch import (
+    LaunchRefusedError,
+    Order,
+    Placeholders,
+    is_allowed,
+    order_of,
+)
+
+FILLED = Placeholders(port=20001, host="127.0.0.1", model="org/llama", replica="r1", gpus=(1, 3))
+PATH = {"PATH": "/usr/bin:/bin"}
+
+
+def order(launch: LaunchSpec, *, inherited: dict[str, str] | None = None, allowed: tuple[str, ...] = ()) -> Order:
+    return order_of(launch, FILLED, inherited=PATH | (inherited or {}), allowed=allowed, lifeline=False)
+
+
+def test_placeholders_are_filled_in_command_and_environment_and_other_braces_stay() -> None:
+    launch = LaunchSpec(
+        command=("true", "{host}:{port}", '{"model": "{model}"}', "{unknown}"), environment={"X": "{gpu}/{replica}"}
+    )
+    made = order(launch)
+    assert made.command == ["true", "127.0.0.1:20001", '{"model": "org/llama"}', "{unknown}"]
+    assert made.environment["X"] == "1,3/r1"
+
+
+@given(model=st.text())
+def test_a_name_that_looks_like_a_placeholder_is_not_filled_again(model: str) -> None:
+    filled = Placeholders(port=1, host="{port}", model=model, replica="{gpu}", gpus=())
+    assert filled.fill("{model}|{host}|{replica}") == f"{model}|{{port}}|{{gpu}}"
+
+
+def test_a_process_sees_the_gpus_it_was_placed_on_and_no_other() -> None:
+    """R3: memory was reserved on these, counted as NVML counts."""
+    environment = order(LaunchSpec(command=("true",))).environment
+    assert environment["CUDA_VISIBLE_DEVICES"] == environment["HIP_VISIBLE_DEVICES"] == "1,3"
+    assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_a_spec_may_choose_its_devices_itself() -> None:
+    launch = LaunchSpec(command=("true",), environment={"CUDA_VISIBLE_DEVICES": "GPU-8f2c"})
+    assert order(launch).environment["CUDA_VISIBLE_DEVICES"] == "GPU-8f2c"
+
+
+def test_the_workers_own_credentials_reach_no_backend() -> None:
+    made = order(LaunchSpec(command=("true",)), inherited={"MODELYARD_TOKEN": "secret", "HOME": "/root"})
+    assert "MODELYARD_TOKEN" not in made.environment
+    assert made.environment["HOME"] == "/root"
+
+
+@pytest.mark.parametrize(
+    ("command", "executable", "pattern", "allowed"),
+    [
+        (["llama-server", "-m", "x"], "/usr/bin/llama-server", "llama-server", True),
+        (["llama-server"], "/usr/bin/llama-server", "llama-*", True),
+        (["./llama-server"], "/tmp/llama-server", "llama-server", False),  # noqa: S108 - a path, not a file
+        (["/tmp/llama-server"], "/tmp/llama-server", "llama-server", False),  # noqa: S108
+        (["/opt/llama/bin/llama-server"], "/opt/llama/bin/llama-server", "/opt/llama/*", True),
+        (["llama-server"], "/opt/llama/bin/llama-server", "/opt/llama/*", True),
+        (["python", "-m", "vllm.entrypoints", "--x"], "/usr/bin/python", "python -m vllm.*", True),
+        (["python", "-m", "http.server"], "/usr/bin/python", "python -m vllm.*", False),
+        (["sh", "-c", "python -m vllm.x"], "/bin/sh", "python -m vllm.*", False),
+        (["python -m vllm.x", "evil"], "/bin/python -m vllm.x", "python -m vllm.*", False),
+    ],
+)
+def test_an_allowed_command_is_the_one_that_was_meant(
+    *, command: list[str], executable: str, pattern: str, allowed: bool
+) -> None:
+    assert is_allowed(command, executable, (pattern,)) is allowed
+
+
+def test_an_allowed_command_is_looked_up_on_the_workers_own_path() -> None:
+    """Else a spec could bring its own `true`."""
+    with pytest.raises(LaunchRefusedError, match="'PATH'"):
+        order(LaunchSpec(command=("true",), environment={"PATH": "/evil"}), allowed=("true",))
+    with pytest.raises(LaunchRefusedError, match="'LD_PRELOAD'"):
+        order(LaunchSpec(command=("true",), environment={"LD_PRELOAD": "/evil.so"}), allowed=("true",))
+    assert order(LaunchSpec(command=("true",)), allowed=("true",)).executable == shutil.which("true", path=PATH["PATH"])

@@ -1,0 +1,74 @@
+"""Ports: held until exit, then quarantined (rule W4)."""
+
+import socket
+
+import pytest
+
+from modelyard_services.worker.processes.launch import LaunchRefusedError
+from modelyard_services.worker.processes.ports import PortRange, Ports
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def three_ports(clock: Clock) -> tuple[Ports, list[int]]:
+    """Over ports that are free now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        first = free.getsockname()[1]
+    first = min(first, 65_000)
+    ports = Ports(PortRange(first, first + 2), host="127.0.0.1", now=clock, quarantine_seconds=15.0)
+    return ports, [ports.take() for _ in range(3)]
+
+
+def test_a_port_has_one_holder() -> None:
+    ports, taken = three_ports(Clock())
+    assert len(set(taken)) == 3
+    with pytest.raises(LaunchRefusedError, match="--port-range"):
+        ports.take()
+
+
+def test_a_released_port_is_quarantined_for_fifteen_seconds() -> None:
+    clock = Clock()
+    ports, taken = three_ports(clock)
+    ports.release(taken[1])
+    clock.now = 14.9
+    with pytest.raises(LaunchRefusedError):
+        ports.take()
+    clock.now = 15.0
+    assert ports.take() == taken[1]
+
+
+def test_quarantine_counts_from_the_exit_also_after_a_restart() -> None:
+    clock = Clock()
+    ports, taken = three_ports(clock)
+    ports.release(taken[0], exited_seconds_ago=10.0)
+    clock.now = 5.0
+    assert ports.take() == taken[0]
+
+
+def test_the_port_used_last_comes_last() -> None:
+    clock = Clock()
+    ports, taken = three_ports(clock)
+    for port in taken:
+        ports.release(port)
+    clock.now = 15.0
+    first = ports.take()
+    ports.release(first)
+    clock.now = 30.0
+    assert ports.take() != first
+
+
+def test_a_held_port_is_not_given_out() -> None:
+    """W4: an adopted process listens on it."""
+    clock = Clock()
+    ports, taken = three_ports(clock)
+    ports.release(taken[0])
+    ports.hold(taken[0])
+    clock.now = 15.0
+    with pytest.raises(LaunchRefusedError):
+        ports.take()
