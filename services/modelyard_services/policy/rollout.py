@@ -14,7 +14,7 @@ from functools import partial
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import CommandId, ReplicaId
 from modelyard_events.spec import SpreadAll
-from modelyard_projections.fleet import Fleet, ModelState, NodeState, ReplicaState
+from modelyard_projections.fleet import Draining, Fleet, ModelState, NodeState, ReplicaState
 from modelyard_services.policy.actions import Action, View, why
 from modelyard_services.policy.desired import is_ready, is_starting, serving, stale
 from modelyard_services.policy.ending import begin_drain
@@ -43,7 +43,9 @@ def roll(view: View, model: ModelState) -> list[Action]:
     done = [state for state in old if state.id in newcomers and is_ready(newcomers[state.id])]
     if done:
         return [_retire(state, "its newcomer is ready") for state in done]
-    if not old or any(is_starting(state) for state in serving(view.fleet, model)):
+    # What is still on its way out will free the place that the next newcomer needs.
+    leaving = any(isinstance(state.phase, Draining) for state in view.fleet.replicas_of(model.name))
+    if not old or leaving or any(is_starting(state) for state in serving(view.fleet, model)):
         return []
     return [_replace(view, old[0])]
 
