@@ -1,9 +1,10 @@
 """How figures look in tables."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from modelyard_events.sizes import format_size
+from modelyard_services.effects.clock import Clock
 
 
 def size(value: int | None) -> str:
@@ -15,7 +16,7 @@ def age(moment: str | None) -> str:
     """How long ago `moment` (RFC 3339) was: `12s`, `5m`, `3h`, `2d`."""
     if moment is None:
         return "-"
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
+    seconds = (Clock().now() - datetime.fromisoformat(moment)).total_seconds()
     for limit, divisor, unit in ((120, 1, "s"), (7_200, 60, "m"), (172_800, 3_600, "h")):
         if seconds < limit:
             return f"{max(0, seconds) / divisor:.0f}{unit}"

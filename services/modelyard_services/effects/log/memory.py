@@ -5,12 +5,12 @@ difference. The stored messages are never changed or removed.
 """
 
 import asyncio
-import time
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import count
 from typing import Final
 
+from modelyard_services.effects.clock import Clock
 from modelyard_services.effects.log.contract import (
     HEADROOM_FRACTION,
     EventIdReused,
@@ -28,6 +28,8 @@ CHUNK_EVENTS_MAX: Final = 1_000
 _STORED_OVERHEAD_BYTES: Final = 200
 """Headers and framing of one stored event, about what JetStream's file store needs."""
 
+_CLOCK: Final = Clock()
+
 
 class MemoryLog:
     """A log that lives as long as this object.
@@ -36,7 +38,7 @@ class MemoryLog:
     """
 
     def __init__(
-        self, log_id: str = "memory", *, clock: Callable[[], int] = time.time_ns, bytes_max: int | None = None
+        self, log_id: str = "memory", *, clock: Callable[[], int] = _CLOCK.now_ns, bytes_max: int | None = None
     ) -> None:
         self._log_id = log_id
         self._clock = clock
