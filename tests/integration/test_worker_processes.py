@@ -110,9 +110,9 @@ async def test_a_stop_ends_every_descendant_also_one_in_a_session_of_its_own(tmp
     async with supervised(tmp_path, told) as processes:
         await processes.start(request("r1", script(dedent(family) + SERVE)))
         await told.wait(Loaded)
-        assert len(marked("r1")) == 3
+        assert len(marked(tmp_path)) == 3
         await processes.stop(R1)
-        assert marked("r1") == []
+        assert marked(tmp_path) == []
 
 
 async def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ async def test_a_crash_by_signal_names_it_and_ends_the_helpers(tmp_path: Path) -
         os.kill(running.process.pid, signal.SIGSEGV)
         crashed = await told.wait(Crashed)
         assert (crashed.exit.exit_code, crashed.exit.signal) == (None, "SIGSEGV")
-        assert marked("r1") == []
+        assert marked(tmp_path) == []
 
 
 async def test_a_process_that_ends_before_it_is_ready_fails_to_load(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ async def test_a_process_that_is_not_ready_in_time_is_ended_and_fails_to_load(tm
         await processes.start(request("r1", script("import time; time.sleep(600)", ready_timeout=0.5)))
         failed = await told.wait(LoadFailed)
         assert failed.detail == "not ready within 0.5 s: connection refused"
-        assert marked("r1") == []
+        assert marked(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -358,8 +358,8 @@ async def test_what_ended_while_no_worker_watched_is_told_with_its_exit_code(tmp
     await _gone(running.process.pid)
     again = Told()
     async with supervised(tmp_path, again) as processes:
-        (crashed,) = again.facts
-        assert isinstance(crashed, Crashed)
+        crashed = await again.wait(Crashed)  # at once, or as soon as the keeper has buried it
+        assert again.facts == [crashed]
         assert crashed.exit.exit_code == 70
         assert crashed.exit.stderr_tail[-1] == "crashing, as told"
         assert (await processes.logs("echo"))[-1].text == "crashing, as told"
@@ -410,7 +410,7 @@ async def test_a_worker_that_was_killed_takes_its_processes_along_if_so_told(tmp
     """W4: what is to end with its worker ends also when that can't say so any more."""
     pid = await _killed_worker(tmp_path, "end")
     await _gone(pid)
-    assert marked("r1") == []
+    assert marked(tmp_path) == []
 
 
 async def test_a_pid_that_was_recycled_is_neither_adopted_nor_killed(tmp_path: Path) -> None:
@@ -444,11 +444,11 @@ async def test_a_keeper_that_was_killed_leaves_nothing_alive(tmp_path: Path) -> 
         running = await processes.start(request("r1", script(daemon)))
         assert running is not None
         await told.wait(Loaded)
-        assert len(marked("r1")) == 2
+        assert len(marked(tmp_path)) == 2
         psutil.Process(running.process.pid).parent().kill()  # type: ignore[union-attr]
         crashed = await told.wait(Crashed)
         assert crashed.exit.exit_code is None
-        assert marked("r1") == []
+        assert marked(tmp_path) == []
 
 
 async def test_a_state_directory_serves_one_worker_at_a_time(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from modelyard_services.worker.processes import (
     ProcessFact,
     StartRequest,
 )
+from modelyard_services.worker.processes.handle import MARK
 
 FACT_SECONDS = 20.0
 """How long a test waits for a fact on a machine that is busy with other tests."""
@@ -126,11 +127,11 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def marked(replica: str) -> list[int]:
-    """Every living process that was started for `replica`."""
+def marked(state_dir: Path) -> list[int]:
+    """Every living process that was started from `state_dir`."""
     found = []
     for process in psutil.process_iter(["environ", "status"]):
-        environment = process.info["environ"] or {}
-        if environment.get("MODELYARD_REPLICA") == replica and process.info["status"] != psutil.STATUS_ZOMBIE:
+        kept_in = (process.info["environ"] or {}).get(MARK, "")
+        if Path(kept_in).is_relative_to(state_dir) and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process.pid)
     return found

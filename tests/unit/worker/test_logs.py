@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard_events.ids import ReplicaId
@@ -49,6 +49,19 @@ def test_a_reader_goes_on_over_a_rotation_and_misses_nothing(tmp_path: Path) -> 
     assert (tmp_path / "log.1").exists()
 
 
+def test_a_reader_that_is_two_rotations_behind_still_reads_all(tmp_path: Path) -> None:
+    log = keeper.Log(tmp_path)
+    log.write(b"o", [b"-1"])
+    reader = log_file(tmp_path)
+    seen = [line.text for line in reader.new()]
+    for number in range(3_000):
+        log.write(b"o", [f"{number}".encode() + b"." * 4000])
+    for _ in range(8):
+        seen.extend(line.text.rstrip(".") for line in reader.new())
+    reader.close()
+    assert seen == [str(number) for number in range(-1, 3_000)]
+
+
 def test_the_last_lines_reach_back_over_a_rotation(tmp_path: Path) -> None:
     log = keeper.Log(tmp_path)
     for number in range(2_000):
@@ -74,15 +87,16 @@ def test_stderr_is_told_apart(tmp_path: Path) -> None:
     log = keeper.Log(tmp_path)
     log.write(b"o", [b"out"])
     log.write(b"e", [b"error one", b"error two"])
+    log.write(b"o", [b"much later"] * 2_000)
     assert stderr_tail(tmp_path) == ("error one", "error two")
 
 
-@given(model=names, other=names, index=st.integers(0, 899))
-@settings(max_examples=200)
-def test_a_bare_name_reaches_its_own_replicas_and_no_other_models(model: str, other: str, index: int) -> None:
+@given(model=names, index=st.integers(0, 899))
+def test_a_bare_name_reaches_its_own_replicas_and_no_other_models(model: str, index: int) -> None:
     """W2, X3."""
     key = process_key(model, index)
     assert reaches(model, key)
     assert reaches(key, key)
-    assert reaches(other, key) is (other == model)
     assert not reaches(process_key(model, index + 1), key)
+    for other in (model + "x", "x" + model, model[:-1]):
+        assert not reaches(other, key)

@@ -17,7 +17,7 @@ import psutil
 import structlog
 
 from modelyard_services.worker.processes import keeper
-from modelyard_services.worker.processes.launch import REPLICA_MARK, Order
+from modelyard_services.worker.processes.launch import Order
 from modelyard_services.worker.processes.state import Identity, KeeperFile, lock_file, read_json
 
 SETTLE_SECONDS: Final = 10.0
@@ -26,6 +26,10 @@ SETTLE_SECONDS: Final = 10.0
 STRAYS_PAUSE_SECONDS: Final = 0.1
 STRAYS_ATTEMPTS_TOLD: Final = 100
 """SIGKILL works at once unless a process sits in the kernel; after ten seconds somebody should know."""
+
+MARK: Final = "MODELYARD_KEPT_IN"
+"""Set in every backend's environment to its own directory and inherited by all it starts: how strays are found, and
+told from strangers and from another state directory's."""
 
 _log = structlog.get_logger(__name__)
 
@@ -52,6 +56,7 @@ class Handle:
         Raises:
             KeeperError: it didn't settle.
         """
+        order = msgspec.structs.replace(order, environment=order.environment | {MARK: str(directory)})
         lock = lock_file(directory / "lock")
         if lock is None:
             raise KeeperError(f"{directory.name} already has a keeper")
@@ -168,24 +173,24 @@ def open_identity(identity: Identity) -> int | None:
     return pidfd
 
 
-async def end_strays(replica: str) -> None:
-    """Kill whatever carries the mark of `replica`; returns once nothing of it is alive, however long that takes.
+async def end_strays(directory: Path) -> None:
+    """Kill whatever carries the mark of `directory`; returns once nothing of it is alive, however long that takes.
 
     For the one case that its keeper was killed.
     """
     for attempt in itertools.count(1):
-        if not await asyncio.to_thread(_kill_marked, replica):
+        if not await asyncio.to_thread(_kill_marked, str(directory)):
             return
         if attempt % STRAYS_ATTEMPTS_TOLD == 0:
-            _log.error("processes outlive SIGKILL; look at the GPU driver", replica=replica, attempts=attempt)
+            _log.error("processes outlive SIGKILL; look at the GPU driver", directory=str(directory), attempts=attempt)
         await asyncio.sleep(STRAYS_PAUSE_SECONDS)
 
 
-def _kill_marked(replica: str) -> int:
+def _kill_marked(mark: str) -> int:
     count = 0
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # gone, or another user's and so not ours
-            if process.environ().get(REPLICA_MARK) == replica and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 process.kill()  # psutil proves the identity before it signals
                 count += 1
     return count

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+
 from modelyard_events.spec import LaunchSpec, SecretRef
 
 OWN_PREFIX: Final = "MODELYARD_"
-
-REPLICA_MARK: Final = "MODELYARD_REPLICA"
-"""Set in every backend's environment and inherited by all it starts: how strays are found and told from strangers."""
 
 SECRET_BYTES_MAX: Final = 65_536
 """A token or key; a larger file is not one."""
@@ -81,7 +79,6 @@ def order_of(
     environment = {name: value for name, value in inherited.items() if not name.startswith(OWN_PREFIX)}
     environment |= devices_environment(placeholders.gpus)
     environment |= {name: _value(name, value, placeholders, inherited) for name, value in launch.environment.items()}
-    environment[REPLICA_MARK] = placeholders.replica
     executable = _executable(command[0], launch.working_directory, inherited if allowed else environment)
     if allowed:
         _refuse_unless_allowed(launch, command, executable, allowed)

@@ -13,7 +13,6 @@ from typing import BinaryIO, Final
 
 from modelyard_events.ids import ReplicaId
 from modelyard_events.requests import LogLine
-
 from modelyard_services.worker.processes.keys import ProcessKey
 
 LINES_MAX: Final = 1_000
@@ -45,24 +44,24 @@ class LogFile:
             self._file.close()
             self._file = None
 
-    def last(self, lines: int) -> list[LogLine]:
-        """The last lines so far, and go on behind them."""
-        kept: deque[LogLine] = deque(maxlen=lines)
+    def last(self, lines: int, *, stream: bytes | None = None) -> list[LogLine]:
+        """The last lines so far (of one stream only, if asked), and go on behind them."""
+        kept: deque[bytes] = deque(maxlen=lines)
         self._open("log")
         older = LogFile(self.directory, self._replica, self._key)
         older._open("log.1")
-        if older.inode != self.inode:  # equal if it was rotated between the two openings
-            kept.extend(older._read_on(None))
+        sources = (older, self) if older.inode != self.inode else (self,)  # equal if rotated between the two openings
+        for source in sources:
+            kept.extend(raw for raw in source.raw_lines(None) if stream is None or raw.split(b" ", 2)[1] == stream)
         older.close()
-        kept.extend(self._read_on(None))
-        return list(kept)
+        return [self._line(raw) for raw in kept]
 
     def new(self) -> list[LogLine]:
         """What came since, a bounded number of lines."""
         if self._file is None:
             self._open("log")
         behind = self._was_rotated()  # asked first: once it was, what is left to read there is all there will be
-        lines = list(self._read_on(FOLLOW_LINES_MAX))
+        lines = [self._line(raw) for raw in self.raw_lines(FOLLOW_LINES_MAX)]
         if behind and len(lines) < FOLLOW_LINES_MAX:
             self._open_next()
         return lines
@@ -71,7 +70,8 @@ class LogFile:
     def inode(self) -> int | None:
         return None if self._file is None else os.fstat(self._file.fileno()).st_ino
 
-    def _read_on(self, limit: int | None) -> Iterator[LogLine]:
+    def raw_lines(self, limit: int | None) -> Iterator[bytes]:
+        """Whole lines from here on."""
         if self._file is None:
             return
         count = 0
@@ -81,7 +81,7 @@ class LogFile:
             if not raw.endswith(b"\n"):  # the keeper is writing it
                 self._file.seek(before)
                 return
-            yield self._line(raw)
+            yield raw
             count += 1
 
     def _open(self, name: str) -> None:
@@ -123,7 +123,7 @@ def stderr_tail(directory: Path) -> tuple[str, ...]:
     """The last lines that went to stderr."""
     log = LogFile(directory, ReplicaId(""), ProcessKey(""))
     try:
-        errors = [line.text for line in log.last(LINES_MAX) if line.stream == STREAMS[b"e"]]
+        errors = log.last(STDERR_TAIL_LINES, stream=b"e")
     finally:
         log.close()
-    return tuple(errors[-STDERR_TAIL_LINES:])
+    return tuple(line.text for line in errors)

@@ -21,9 +21,9 @@ from typing import Final, TypeVar
 from urllib.parse import quote
 
 import msgspec
+
 from modelyard_events.ids import IncarnationId, ReplicaId, Revision
 from modelyard_events.spec import LaunchSpec
-
 from modelyard_services.errors import ConflictError
 
 ENDED_MAX: Final = 32
@@ -75,7 +75,7 @@ class ExitFile(msgspec.Struct, frozen=True):
 
 class StateDirectory:
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = path.resolve()  # so that marks and locks mean the same whatever link led here
         self._replicas = path / "replicas"
         self._ended = path / "ended"
         for directory in (path, self._replicas, self._ended):

@@ -202,17 +202,16 @@ class Processes:
         """The last lines of what `asked` means, in time order (rule W7)."""
         files = self._log_files(asked)
         try:
-            found = [await asyncio.to_thread(file.last, min(lines, LINES_MAX)) for file in files.values()]
+            return await self._last_of(files, lines)
         finally:
             for file in files.values():
                 file.close()
-        return merged(line for group in found for line in group)[-lines:]
 
     async def follow(self, asked: str, *, lines: int = LINES_MAX) -> AsyncIterator[list[LogLine]]:
         """The last lines, then what comes, in time order within each slice; ends once no process of it is left."""
         files = self._log_files(asked)
         try:
-            yield merged([line for file in files.values() for line in file.last(lines)])[-lines:]
+            yield await self._last_of(files, lines)
             alive = True
             while alive:
                 alive = bool(self.running(asked))  # asked before reading, so that last words are read too
@@ -225,6 +224,11 @@ class Processes:
         finally:
             for file in files.values():
                 file.close()
+
+    async def _last_of(self, files: Mapping[ReplicaId, LogFile], lines: int) -> list[LogLine]:
+        kept = min(lines, LINES_MAX)
+        found = [await asyncio.to_thread(file.last, kept) for file in files.values()]
+        return merged(line for group in found for line in group)[-kept:]
 
     async def _launch(self, request: StartRequest) -> Kept:
         key = process_key(request.model, request.replica_index)
@@ -315,7 +319,7 @@ class Processes:
         """Nothing of it is alive, or is once this returns: tell how it ended, free its port, keep its log."""
         end = read_json(directory / "exit.json", ExitFile)
         if end is None:
-            await end_strays(record.replica)
+            await end_strays(directory)
             end = ExitFile(exit_code=None, signal=None, asked=False, ended_at=time.time())
         tail = await asyncio.to_thread(stderr_tail, directory)
         told = ProcessExit(exit_code=end.exit_code, signal=end.signal, stderr_tail=tail)
