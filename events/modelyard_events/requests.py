@@ -16,6 +16,7 @@ FACTS_MAX = 1_000
 
 REGISTER = "register"
 REPORT = "report"
+OFFER = "offer"
 PING = "ping"
 LOGS = "logs"
 USED = "used"
@@ -128,6 +129,18 @@ class Reported(msgspec.Struct, frozen=True, omit_defaults=True, tag="reported"):
     stale: dict[ReplicaId, str] = {}
 
 
+class Offer(msgspec.Struct, frozen=True):
+    """Asks for the node's events after sequence `after`; the worker pulls them then (it may make no consumer)."""
+
+    node: NodeName
+    incarnation: IncarnationId
+    after: int
+
+
+class Offered(msgspec.Struct, frozen=True, tag="offered"):
+    """The events can be pulled now."""
+
+
 class LogsRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """Lines of one replica (`model#index` or id), or of all replicas of a model, merged by time (rule W7)."""
 
@@ -155,3 +168,4 @@ class LogsReply(msgspec.Struct, frozen=True, omit_defaults=True):
 
 RegisterReply = Registered | Refused
 ReportReply = Reported | Refused
+OfferReply = Offered | Refused

@@ -24,6 +24,10 @@ LAST_READINGS_MAX = 10_000
 class Bus(Protocol):
     """Publish, listen, ask and answer."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether messages get through now."""
+
     async def publish(self, subject: str, body: bytes) -> None:
         """Send once; UnavailableError when the bus is away."""
 
@@ -42,6 +46,10 @@ class NatsBus:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+
+    @property
+    def connected(self) -> bool:
+        return self.client.is_connected
 
     async def publish(self, subject: str, body: bytes) -> None:
         try:
@@ -86,6 +94,8 @@ class NatsBus:
 
 class MemoryBus:
     """The bus within one process, for tests of what stands on it."""
+
+    connected = True
 
     def __init__(self) -> None:
         self._listeners: list[tuple[str, Hear]] = []

@@ -7,6 +7,7 @@ Invariant: NATS may be away at the start or at any time later: the runtime retri
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from fnmatch import fnmatchcase
 from typing import Final, Self
 
 import msgspec
@@ -19,16 +20,19 @@ from modelyard_events.subjects import NODE_TELEMETRY, ROUTER_TELEMETRY
 from modelyard_events.telemetry import Heartbeat, RouterReport
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet
-from modelyard_services.effects.bus import Bus
+from modelyard_services.effects.bus import Bus, NatsBus
 from modelyard_services.effects.clock import Clock, Ids, backoff_seconds
 from modelyard_services.effects.feed import Feed, OnBatch
 from modelyard_services.effects.journal import Journal
-from modelyard_services.effects.log.contract import Log
+from modelyard_services.effects.log.contract import Log, LogFailure, LogUnavailable
 from modelyard_services.errors import UnavailableError
 
 RETRY_BASE_SECONDS: Final = 0.1
 RETRY_CAP_SECONDS: Final = 5.0
 """Between tries to reach a server that is away: soon after a restart, gentle in an outage."""
+
+LINK_LOOK_SECONDS: Final = 0.25
+"""How often the connection is looked at: silence counts against workers only while we could hear them (N9)."""
 
 LAG_READY_MAX: Final = 1_000
 """Sequences behind which a process doesn't call itself ready: about 10 ms of folding."""
@@ -90,6 +94,8 @@ class Runtime:
             found.append(f"feed: {self.feed.failure}")
         if self._away is not None:
             found.append(f"nats: {self._away}")
+        elif self.connected_since_ns is None:
+            found.append("nats: reconnecting")
         elif self.feed.lag > LAG_READY_MAX:
             found.append(f"feed: {self.feed.lag} sequences behind the log")
         return found
@@ -152,9 +158,13 @@ class Runtime:
                 async with self._connect() as (log, bus):
                     attempt = 0
                     await self._serve(log, bus)
-            except (nats.errors.Error, UnavailableError, OSError, TimeoutError) as error:
+            except (nats.errors.Error, LogUnavailable, UnavailableError, OSError, TimeoutError) as error:
                 self._away = str(error) or type(error).__name__
                 _log.warning("nats is away", problem=self._away, attempt=attempt)
+            except LogFailure as failure:
+                # Misconfigured, replaced or with a gap: trying again can't mend it, going on would be wrong.
+                self.feed.failure = failure.detail
+                _log.error("the log can't be used", code=failure.code, problem=failure.detail)
             finally:
                 self._detach()
             await self.clock.sleep(backoff_seconds(attempt, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS))
@@ -163,17 +173,34 @@ class Runtime:
     async def _serve(self, log: Log, bus: Bus) -> None:
         await bus.listen(NODE_TELEMETRY, self._hear_node)
         await bus.listen(ROUTER_TELEMETRY, self._hear_router)
+        if isinstance(bus, NatsBus):
+            await bus.last_readings(self._hear_any)
         self.log, self._bus, self._away = log, bus, None
-        self.connected_since_ns = self.clock.monotonic_ns()
         self.journal.attach(log)
-        for callback in self._on_connect:
-            await callback(bus)
-        await self.feed.run(log)
+        watch = asyncio.create_task(self._watch_link(bus))
+        try:
+            for callback in self._on_connect:
+                await callback(bus)
+            await self.feed.run(log)
+        finally:
+            watch.cancel()
+
+    async def _watch_link(self, bus: Bus) -> None:
+        while True:
+            if not bus.connected:
+                self.connected_since_ns = None
+            elif self.connected_since_ns is None:
+                self.connected_since_ns = self.clock.monotonic_ns()
+            await self.clock.sleep(LINK_LOOK_SECONDS)
 
     def _detach(self) -> None:
         self.log, self._bus, self.connected_since_ns = None, None, None
         self.journal.attach(None)
         self._away = self._away or "disconnected"
+
+    def _hear_any(self, subject: str, body: bytes) -> None:
+        hear = self._hear_router if fnmatchcase(subject, ROUTER_TELEMETRY) else self._hear_node
+        hear(subject, body)
 
     def _hear_node(self, _subject: str, body: bytes) -> None:
         try:

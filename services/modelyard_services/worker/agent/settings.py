@@ -12,9 +12,11 @@ from modelyard_services.worker.processes.ports import PortRange
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """One node agent. `vram` bytes count where there is no GPU; `gpus` limits the devices, None takes all.
+    """One node agent.
 
-    `at_end`: `end` stops the replicas and departs when the worker stops, `keep` leaves them to the next worker.
+    `vram` bytes count where there is no GPU; `gpus` names devices (`0,2`), None takes all; `share` is which part of
+    how many of the machine it has. `at_end`: `end` stops the replicas and departs when the worker stops, `keep`
+    leaves them to the next worker.
     """
 
     name: NodeName
@@ -28,7 +30,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[LabelKey, str] = {}
     vram: int | None = None
     vram_budget: VramBudget | None = None
-    gpus: tuple[int, ...] | None = None
+    gpus: str | None = None
+    share: tuple[int, int] = (0, 1)
     max_replicas_per_model: int = 1
     ports: PortRange = PortRange()
     allow_commands: tuple[str, ...] = ()

@@ -1,0 +1,54 @@
+"""A process's connection to NATS, with the streams declared and the log opened on it.
+
+Invariant: what comes out of here was verified: the log is the one our configuration describes, durable and atomic.
+"""
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from functools import partial
+
+from modelyard_services.effects.bus import NatsBus
+from modelyard_services.effects.log.endpoint import NatsEndpoint, connect
+from modelyard_services.effects.log.jetstream import JetStreamLog
+from modelyard_services.effects.log.streams import Layout, declare_streams
+from modelyard_services.effects.runtime import Connected, Runtime
+from modelyard_services.settings import NatsSettings, ProcessSettings
+
+
+def endpoint_of(settings: NatsSettings, *, name: str) -> NatsEndpoint:
+    """The servers as a client is told of them."""
+    tls = ssl.create_default_context(cafile=settings.tls_ca) if settings.tls_ca else None
+    return NatsEndpoint(
+        urls=tuple(url.strip() for url in settings.url.split(",")),
+        user=settings.user,
+        password=settings.password,
+        tls=tls,
+        name=f"modelyard {name}",
+    )
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: NatsSettings, process: str) -> AsyncIterator[Connected]:
+    """Log and bus over one connection, which reconnects for ever.
+
+    Raises:
+        LogUnavailable: no server answers.
+        LogMisconfigured: the streams aren't what we need.
+    """
+    endpoint = endpoint_of(settings, name=process)
+    client = await connect(endpoint)
+    try:
+        await declare_streams(client, Layout(replicas=settings.replicas))
+        log = await JetStreamLog.open(client, endpoint)
+        try:
+            yield log, NatsBus(client)
+        finally:
+            await log.close()
+    finally:
+        await client.close()
+
+
+def open_runtime(settings: ProcessSettings) -> Runtime:
+    """The runtime of one process, to be entered as a context."""
+    return Runtime(settings.process, partial(connected, settings.nats, settings.process))

@@ -1,0 +1,51 @@
+"""How a process runs: one event loop, told to stop by SIGTERM or SIGINT, its logs on stderr.
+
+Invariant: a stop is asked for once and obeyed in order; what can't end by itself is the supervisor's to kill.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+import uvloop
+
+LOG_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+Serve = Callable[[asyncio.Event], Awaitable[None]]
+
+
+def run_process(serve: Serve, *, log_level: str = "info") -> None:
+    """Run `serve(stop)` until it returns; `stop` is set by SIGTERM and SIGINT."""
+    configure_logs(log_level)
+    uvloop.run(_until_stopped(serve))
+
+
+def configure_logs(level: str) -> None:
+    """Key-value lines on stderr from `level` on; names as in the glossary."""
+    number = LOG_LEVELS[level]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=False)
+            if sys.stderr.isatty()
+            else structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(level=max(number, logging.WARNING), stream=sys.stderr)
+
+
+async def _until_stopped(serve: Serve) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(stop)

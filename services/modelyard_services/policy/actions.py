@@ -1,0 +1,102 @@
+"""What one pass of the reconciler looks at, and what it wants done.
+
+Invariant: an action is decided again on the fleet it is appended to, and its command id names what it is about
+and since when, so doing it twice, by two processes or after a crash, changes nothing (C1).
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from modelyard_events.decision import Decision, DecisionKind, Figure
+from modelyard_events.envelope import AnyEvent
+from modelyard_events.ids import CommandId, ModelName, ReplicaId
+from modelyard_projections.demand import ROUTER_GONE_NS, Demand
+from modelyard_projections.fleet import Fleet, Touched
+from modelyard_services.policy.account import POLICY, clipped
+from modelyard_services.policy.readings import Readings
+from modelyard_services.policy.survey import Surveyor, survey
+
+NANOSECONDS = 1_000_000_000
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """Now, on the clocks there are: the log's, for deadlines, and the one telemetry was heard by.
+
+    `connected_ns` is when the observer's connection began, on the latter; None while there is none.
+    """
+
+    log_ns: int
+    heard_ns: int
+    connected_ns: int | None
+
+    @property
+    def knows_routers(self) -> bool:
+        """Whether every living router has had the time to be heard: before that, no lease means nothing."""
+        return self.connected_ns is not None and self.heard_ns - self.connected_ns >= ROUTER_GONE_NS
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a load is, and when that last moved, on the log's clock."""
+
+    share: float
+    moved_ns: int
+
+
+class Miss(msgspec.Struct, frozen=True):
+    """Heartbeats in a row that didn't report a replica, and when the last of them was heard."""
+
+    count: int
+    heard_ns: int
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """What only a repeated look shows. Kept by one reconciler; lost with it, which only delays."""
+
+    progress: dict[ReplicaId, Progress] = {}
+    misses: dict[ReplicaId, Miss] = {}
+
+
+class View(msgspec.Struct, frozen=True):
+    """All that a pass decides on."""
+
+    fleet: Fleet
+    demand: Demand
+    readings: Readings
+    moment: Moment
+    watch: Watch = Watch()
+    search: Surveyor = survey
+
+    def in_flight(self, replica: ReplicaId) -> int:
+        return self.readings.in_flight.get(replica, 0)
+
+
+Decide = Callable[[Fleet, CommandId], Sequence[AnyEvent]]
+
+
+class Action(msgspec.Struct, frozen=True):
+    """One thing to do: `decide` it on the newest fleet.
+
+    `key` is unique for ever: it holds the sequence of what the action is about. `about` finds the event that
+    led to it. `essential` actions are appended even to a log that is nearly full.
+    """
+
+    key: str
+    about: Touched
+    reason: str
+    decide: Decide
+    essential: bool = False
+
+    @property
+    def command(self) -> CommandId:
+        return CommandId("reconcile-" + hashlib.blake2b(self.key.encode(), digest_size=12).hexdigest())
+
+
+def about_model(model: ModelName) -> Touched:
+    return ("model", model)
+
+
+def why(fleet: Fleet, outcome: str, kind: DecisionKind = "end", **figures: Figure) -> Decision:
+    """The decision behind an end that no search led to."""
+    return Decision(kind=kind, outcome=clipped(outcome), policy=POLICY, basis=fleet.sequence, figures=figures)

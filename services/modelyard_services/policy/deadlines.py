@@ -1,0 +1,180 @@
+"""Every transitional state ends: accepted, loaded, drained or given back in time (rules R1, R8, C7, C6, R3).
+
+Invariant: a deadline is the log's time, and a load that shows progress is never killed by a fixed one (X25).
+A node that isn't alive is left to its grace.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Final, assert_never
+
+from modelyard_events.envelope import AnyEvent
+from modelyard_events.ids import CommandId, ReplicaId, ReservationId
+from modelyard_events.replica import ReplicaLoadFailed
+from modelyard_events.reservation import ReservationReleased
+from modelyard_projections.demand import Demand, HeardNode
+from modelyard_projections.fleet import Alive, Draining, Fleet, Loading, NodeState, Placed, Ready, ReplicaState
+from modelyard_services.policy.actions import NANOSECONDS, Action, Miss, Progress, View, Watch
+from modelyard_services.policy.ending import begin_drain, end, request_stop
+
+STALL_SECONDS: Final = 300.0
+"""How long a load past its deadline may go on after its last progress: hashing 70 GB shows none for minutes."""
+
+STOP_SECONDS: Final = 10.0
+"""Beyond a process's own stop grace, before its stop is asked for again, by force."""
+
+MISSES_MAX: Final = 2
+"""Heartbeats without a replica before it is believed gone: one may have crossed the event that made it (C6)."""
+
+
+def overdue(view: View) -> list[Action]:
+    """What has run out of time, and what has drained."""
+    actions = [action for state in _on_living_nodes(view.fleet) for action in _phase_actions(view, state)]
+    return actions + _reservations_over(view)
+
+
+def missing(view: View) -> list[Action]:
+    """Replicas that a living worker doesn't report any more (X26)."""
+    return [
+        Action(
+            key=f"missing/{state.id}/{state.sequence}",
+            about=("replica", state.id),
+            reason=f"not reported in {MISSES_MAX} heartbeats in a row",
+            decide=partial(_gone, replica=state.id, sequence=state.sequence),
+            essential=True,
+        )
+        for state in _on_living_nodes(view.fleet)
+        if view.watch.misses.get(state.id, Miss(0, 0)).count >= MISSES_MAX
+    ]
+
+
+def observe(watch: Watch, *, fleet: Fleet, demand: Demand, now_ns: int) -> Watch:
+    """`watch` after another look at the heartbeats; `now_ns` on the log's clock."""
+    progress: dict[ReplicaId, Progress] = {}
+    misses: dict[ReplicaId, Miss] = {}
+    for name, heard in demand.nodes.items():
+        node = fleet.nodes.get(name)
+        if node is not None and node.incarnation == heard.heartbeat.incarnation:
+            misses |= _misses(watch, fleet, node, heard)
+            for reading in heard.heartbeat.replicas:
+                if reading.progress is not None and reading.replica in fleet.replicas:
+                    before = watch.progress.get(reading.replica)
+                    moved = before is None or reading.progress > before.share
+                    progress[reading.replica] = Progress(reading.progress, now_ns) if moved or not before else before
+    return Watch(progress, misses)
+
+
+def _misses(watch: Watch, fleet: Fleet, node: NodeState, heard: HeardNode) -> dict[ReplicaId, Miss]:
+    reported = {reading.replica for reading in heard.heartbeat.replicas}
+    found = {}
+    for replica in node.replicas:
+        state = fleet.replicas[replica]
+        # A worker that hasn't folded the replica's last event speaks of the time before it.
+        knows = heard.heartbeat.folded_sequence >= state.sequence
+        if replica not in reported and knows and isinstance(state.phase, Ready | Draining):
+            before = watch.misses.get(replica, Miss(0, -1))
+            news = heard.heard_ns > before.heard_ns
+            found[replica] = Miss(before.count + 1, heard.heard_ns) if news else before
+    return found
+
+
+def _on_living_nodes(fleet: Fleet) -> Iterator[ReplicaState]:
+    for state in fleet.replicas.values():
+        if isinstance(fleet.nodes[state.node].liveness, Alive):
+            yield state
+
+
+def _phase_actions(view: View, state: ReplicaState) -> list[Action]:
+    now_ns = view.moment.log_ns
+    match state.phase:
+        case Placed(deadline_ns=deadline_ns):
+            over = deadline_ns is not None and now_ns >= deadline_ns
+            return [_expiry(state, f"not accepted within {state.accept_seconds:.0f} s")] if over else []
+        case Loading(deadline_ns=deadline_ns):
+            over = now_ns >= max(deadline_ns, _progress_until_ns(view, state.id))
+            return [_expiry(state, f"not ready within {state.load_seconds:.0f} s, and no progress")] if over else []
+        case Draining() as phase:
+            return _drained(view, state, phase)
+        case Ready():
+            return []
+        case _:
+            assert_never(state.phase)
+
+
+def _progress_until_ns(view: View, replica: ReplicaId) -> int:
+    progress = view.watch.progress.get(replica)
+    return 0 if progress is None else progress.moved_ns + round(STALL_SECONDS * NANOSECONDS)
+
+
+def _expiry(state: ReplicaState, detail: str) -> Action:
+    return Action(
+        key=f"expire/{state.id}/{state.sequence}",
+        about=("replica", state.id),
+        reason=detail,
+        decide=partial(_expired, replica=state.id, sequence=state.sequence, detail=detail),
+        essential=True,
+    )
+
+
+def _expired(
+    fleet: Fleet, _command: CommandId, *, replica: ReplicaId, sequence: int, detail: str
+) -> Sequence[AnyEvent]:
+    state = fleet.replicas.get(replica)
+    if state is None or state.sequence != sequence:
+        return []
+    failed = ReplicaLoadFailed(node=state.node, replica=replica, detail=detail)
+    if isinstance(state.phase, Placed):
+        return [failed, *end(fleet, [replica], reason="load_expired", detail=detail)]
+    # A process is there and holds its memory until the worker has stopped it.
+    patience = state.launch.stop_grace_seconds + STOP_SECONDS
+    return [failed, *begin_drain(fleet, [replica], reason="load_expired", deadline_seconds=patience)]
+
+
+def _drained(view: View, state: ReplicaState, phase: Draining) -> list[Action]:
+    late = view.moment.log_ns >= phase.deadline_ns
+    served = phase.address is None or (
+        view.moment.knows_routers
+        and view.demand.is_empty(state.id, drained_at=state.sequence, now_ns=view.moment.heard_ns)
+    )
+    if phase.forced or (phase.stopping and not late) or not (late or served):
+        return []
+    reason = "no lease is left on it" if served else "its drain deadline passed"
+    return [
+        Action(
+            key=f"stop/{state.id}/{state.sequence}",
+            about=("replica", state.id),
+            reason=reason,
+            decide=partial(_stopped, replica=state.id, forced=not served or phase.stopping),
+            essential=True,
+        )
+    ]
+
+
+def _stopped(fleet: Fleet, _command: CommandId, *, replica: ReplicaId, forced: bool) -> Sequence[AnyEvent]:
+    return request_stop(fleet, [replica], forced=forced)
+
+
+def _gone(fleet: Fleet, _command: CommandId, *, replica: ReplicaId, sequence: int) -> Sequence[AnyEvent]:
+    state = fleet.replicas.get(replica)
+    if state is None or state.sequence != sequence:
+        return []
+    return end(fleet, [replica], reason="reported_missing", detail=f"not in {MISSES_MAX} heartbeats in a row")
+
+
+def _reservations_over(view: View) -> list[Action]:
+    return [
+        Action(
+            key=f"reservation/{state.id}",
+            about=("reservation", state.id),
+            reason="an operator's reservation reached its end",
+            decide=partial(_released, reservation=state.id),
+            essential=True,
+        )
+        for state in view.fleet.reservations.values()
+        if state.until_ns is not None and view.moment.log_ns >= state.until_ns
+    ]
+
+
+def _released(fleet: Fleet, _command: CommandId, *, reservation: ReservationId) -> Sequence[AnyEvent]:
+    state = fleet.reservations.get(reservation)
+    return [] if state is None else [ReservationReleased(node=state.node, reservations=(reservation,))]

@@ -1,0 +1,147 @@
+"""The reconciler's loop: look, decide, append, and look again when something happened or is due (rule C1).
+
+Invariant: one action's failure stops no other; nothing is decided on a fold that lags; and all of it may run
+twice at once, for every append is guarded and every command id is the same in both.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from modelyard_events.codec import EventTooLargeError
+from modelyard_events.envelope import Recorded
+from modelyard_projections.fleet import Touched
+from modelyard_services.effects.runtime import Runtime
+from modelyard_services.errors import ModelyardError, UnavailableError
+from modelyard_services.policy.actions import Action, Moment, View, Watch
+from modelyard_services.policy.deadlines import observe
+from modelyard_services.policy.due import is_draining, next_due_ns
+from modelyard_services.policy.liveness import LIVENESS_SECONDS, judge
+from modelyard_services.policy.readings import read
+from modelyard_services.policy.reconcile import reconcile
+from modelyard_services.reconciler.causes import Causes
+
+PASS_SECONDS: Final = 30.0
+"""A pass at least this often, whatever was missed (C1)."""
+
+DRAIN_SECONDS: Final = 0.25
+"""While a replica drains: routers report their leases this often, and no event says that the last one ended."""
+
+DEBOUNCE_SECONDS: Final = 0.02
+"""After an event: a batch's neighbours arrive within milliseconds and are worth one pass together."""
+
+AWAY_SECONDS: Final = 1.0
+"""Between looks while the log is away or the fold lags behind it."""
+
+CONCURRENT_MAX: Final = 8
+"""Actions appended at once: independent ones share a group append; more would meet on the same nodes."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Reconciler:
+    """One process's loop over its runtime."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._causes = Causes()
+        self._watch = Watch()
+        self._woken = asyncio.Event()
+        self._judged_ns: int | None = None
+        runtime.on_batch(self._note)
+
+    async def run(self) -> None:
+        """Reconcile until cancelled."""
+        while True:
+            pause = AWAY_SECONDS
+            if self._may_decide:
+                await self.step()
+                pause = self._pause()
+            await self._wait(pause)
+
+    async def step(self) -> int:
+        """One pass; the number of actions it came to."""
+        view = self._view()
+        actions = [*(judge(view) if self._liveness_is_due(view.moment) else ()), *reconcile(view)]
+        await self._carry_out(actions)
+        return len(actions)
+
+    @property
+    def _may_decide(self) -> bool:
+        return self._runtime.ready and self._runtime.feed.lag == 0
+
+    def _note(self, events: Sequence[Recorded], touched: list[Touched]) -> None:
+        self._causes.note(events)
+        if touched:
+            self._woken.set()
+
+    def _view(self) -> View:
+        runtime = self._runtime
+        moment = Moment(runtime.clock.now_ns(), runtime.clock.monotonic_ns(), runtime.connected_since_ns)
+        self._watch = observe(self._watch, fleet=runtime.fleet, demand=runtime.demand, now_ns=moment.log_ns)
+        readings = read(runtime.fleet, runtime.demand, heard_ns=moment.heard_ns)
+        return View(runtime.fleet, runtime.demand, readings, moment, self._watch)
+
+    def _liveness_is_due(self, moment: Moment) -> bool:
+        due = self._judged_ns is None or moment.heard_ns - self._judged_ns >= LIVENESS_SECONDS * 1e9
+        if due:
+            self._judged_ns = moment.heard_ns
+        return due
+
+    async def _carry_out(self, actions: Sequence[Action]) -> None:
+        """Actions about one thing in their order, different things at once."""
+        groups: dict[Touched, list[Action]] = {}
+        for action in actions:
+            groups.setdefault(action.about, []).append(action)
+        limit = asyncio.Semaphore(CONCURRENT_MAX)
+
+        async def in_order(group: Sequence[Action]) -> None:
+            async with limit:
+                for action in group:
+                    await self._do(action)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for group in groups.values():
+                    tasks.create_task(in_order(group))
+        except* UnavailableError as away:
+            _log.warning("pass broken off", problem=str(away.exceptions[0]))
+
+    async def _do(self, action: Action) -> None:
+        """Append one action; only the log's absence breaks the pass off."""
+        cause = self._causes.of(action.about)
+        envelope = self._runtime.envelope(
+            command=action.command,
+            correlation=cause.correlation if cause else None,
+            causation=cause.event_id if cause else None,
+        )
+        try:
+            committed = await self._runtime.journal.commit(
+                envelope, lambda fleet: action.decide(fleet, action.command), essential=action.essential
+            )
+        except UnavailableError:
+            raise
+        except (ModelyardError, EventTooLargeError) as error:
+            _log.warning("action failed", key=action.key, reason=action.reason, problem=str(error))
+            return
+        if committed.events:
+            _log.info("acted", key=action.key, reason=action.reason, sequence=committed.sequence)
+
+    def _pause(self) -> float:
+        fleet, now_ns = self._runtime.fleet, self._runtime.clock.now_ns()
+        if is_draining(fleet):
+            return DRAIN_SECONDS
+        due_ns = next_due_ns(fleet, now_ns=now_ns)
+        longest = min(PASS_SECONDS, LIVENESS_SECONDS)
+        return longest if due_ns is None else min(longest, max(DEBOUNCE_SECONDS, (due_ns - now_ns) / 1e9))
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+        await self._runtime.clock.sleep(DEBOUNCE_SECONDS)
+        self._woken.clear()

@@ -1,0 +1,97 @@
+"""The worker process: one life after another until it is told to stop.
+
+Invariant: a stop ends the replicas and departs, or leaves them all to the next worker, as it was told; nothing between.
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from modelyard_events.ids import IncarnationId, ReplicaId
+from modelyard_services.effects.clock import Clock, Ids
+from modelyard_services.errors import NodeGoneError
+from modelyard_services.worker.agent.agent import Agent
+from modelyard_services.worker.agent.inventory import Inventory
+from modelyard_services.worker.agent.link import linked
+from modelyard_services.worker.agent.settings import WorkerSettings
+from modelyard_services.worker.gpus import discover
+from modelyard_services.worker.machine import Machine
+from modelyard_services.worker.processes.running import ProcessesSettings
+from modelyard_services.worker.processes.kept import ProcessFact
+from modelyard_services.worker.processes.supervisor import Processes
+
+IDLE_NS: Final = 5_000_000_000
+"""A replica unused for 5 s counts as idle for the background probe; routers tell of use every second."""
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
+    """Work until `stop` is set.
+
+    Raises:
+        NameTakenError: another live worker has the name.
+        UnauthorizedError: the registration token is refused.
+    """
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    machine = Machine(await asyncio.to_thread(discover), disk=settings.state_dir)
+    inventory = await asyncio.to_thread(Inventory, machine, settings)
+    while not stop.is_set():
+        try:
+            await _one_life(settings, inventory, machine, stop)
+        except NodeGoneError as gone:
+            _log.warning("this node was removed; beginning anew", reason=gone.detail)
+
+
+async def _one_life(settings: WorkerSettings, inventory: Inventory, machine: Machine, stop: asyncio.Event) -> None:
+    incarnation = IncarnationId(Ids().new("i"))
+    clock = Clock()
+    agents: list[Agent] = []
+
+    def on_fact(fact: ProcessFact) -> None:
+        agents[0].hear(fact)
+
+    def is_idle(replica: ReplicaId) -> bool:
+        return clock.now_ns() - agents[0].last_used_ns(replica) > IDLE_NS
+
+    processes = Processes(
+        ProcessesSettings(
+            state_dir=settings.state_dir,
+            incarnation=incarnation,
+            host=settings.host,
+            advertise=settings.advertise,
+            ports=settings.ports,
+            allow_commands=settings.allow_commands,
+            at_worker_end=settings.at_end,
+        ),
+        on_fact=on_fact,
+        is_idle=is_idle,
+        vram_of=machine.process_memory,
+    )
+    async with processes:
+        agents.append(Agent(settings, incarnation, processes, inventory))
+        await processes.recover()
+        reconnected = asyncio.Event()
+        async with linked(settings, reconnected) as client:
+            life = asyncio.create_task(agents[0].live(client, reconnected))
+            stopping = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait({life, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stopping.cancel()
+            if life.done():
+                await _after(life, processes)
+                return
+            life.cancel()
+            await asyncio.gather(life, return_exceptions=True)
+            if settings.at_end == "end":
+                await agents[0].depart(client)
+
+
+async def _after(life: asyncio.Task[None], processes: Processes) -> None:
+    try:
+        await life
+    except NodeGoneError:
+        await processes.end_all()
+        raise
