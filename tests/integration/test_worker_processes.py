@@ -256,6 +256,18 @@ async def test_a_file_that_cannot_be_executed_fails_the_load_with_the_kernels_re
         assert failed.detail == f"'{broken}' can't be executed: No such file or directory"
 
 
+async def test_a_state_directory_that_cannot_be_written_fails_the_load_and_costs_no_port(tmp_path: Path) -> None:
+    """W4: no record, no process; a full disk must not wear the port range down."""
+    told = Told()
+    one = free_range()
+    async with supervised(tmp_path, told, ports=PortRange(one.first, one.first)) as processes:
+        (tmp_path / "replicas" / "r-r1").write_text("in the way")
+        assert await processes.start(request("r1", echo())) is None
+        assert "exists" in told.of(LoadFailed)[0].detail
+        assert await processes.start(request("r2", echo())) is not None
+        (tmp_path / "replicas" / "r-r1").unlink()
+
+
 async def test_a_secret_reaches_the_process_and_no_file(tmp_path: Path) -> None:
     """W3: resolved on the node, passed through a pipe."""
     told = Told()

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import socket
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable
@@ -35,9 +36,16 @@ _offsets = itertools.count()
 
 
 def free_range() -> PortRange:
-    """A small range of this process's own, so that supervisors in one test run don't meet."""
-    first = 21_000 + (os.getpid() * 97 + next(_offsets) * PORTS_PER_SUPERVISOR) % 11_000
-    return PortRange(first, first + PORTS_PER_SUPERVISOR - 1)
+    """A small range where nobody listens, below the ports that outgoing connections take."""
+    while True:
+        first = 21_000 + (os.getpid() * 97 + next(_offsets) * PORTS_PER_SUPERVISOR) % 11_000
+        if all(map(_is_free, range(first, first + PORTS_PER_SUPERVISOR))):
+            return PortRange(first, first + PORTS_PER_SUPERVISOR - 1)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) != 0
 
 
 def echo(

@@ -69,7 +69,7 @@ class NvidiaGpus:
         self._known: dict[int, GpuReading] = {}
 
     def read(self) -> tuple[GpuReading, ...]:
-        for index in range(self._nvml.nvmlDeviceGetCount()):
+        for index in self._indexes():
             try:
                 self._known[index] = self._reading(index)
             except self._nvml.NVMLError_GpuIsLost as error:
@@ -83,13 +83,20 @@ class NvidiaGpus:
     def process_memory(self, pids: frozenset[int]) -> dict[int, int] | None:
         """None also if the driver knows none of the pids: in a container it counts in another namespace."""
         used: dict[int, int] = {}
-        for index in range(self._nvml.nvmlDeviceGetCount()):
+        for index in self._indexes():
             for process in self._processes(index):
                 if process.pid in pids:
                     if process.usedGpuMemory is None:
                         return None
                     used[index] = used.get(index, 0) + process.usedGpuMemory
         return used or None
+
+    def _indexes(self) -> Iterable[int]:
+        try:
+            return range(self._nvml.nvmlDeviceGetCount())
+        except self._nvml.NVMLError as error:
+            _log.warning("GPUs can't be counted", error=str(error))
+            return sorted(self._known)
 
     def _reading(self, index: int) -> GpuReading:
         device = self._nvml.nvmlDeviceGetHandleByIndex(index)

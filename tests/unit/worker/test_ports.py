@@ -1,8 +1,7 @@
 """Ports: held until exit, then quarantined (rule W4)."""
 
-import socket
-
 import pytest
+from tests.support.backends import free_range
 
 from modelyard_services.worker.processes.launch import LaunchRefusedError
 from modelyard_services.worker.processes.ports import PortRange, Ports
@@ -16,11 +15,8 @@ class Clock:
 
 
 def three_ports(clock: Clock) -> tuple[Ports, list[int]]:
-    """Over ports that are free now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        first = free.getsockname()[1]
-    first = min(first, 65_000)
+    """All three of a range, taken."""
+    first = free_range().first
     ports = Ports(PortRange(first, first + 2), host="127.0.0.1", now=clock, quarantine_seconds=15.0)
     return ports, [ports.take() for _ in range(3)]
 
@@ -72,3 +68,9 @@ def test_a_held_port_is_not_given_out() -> None:
     clock.now = 15.0
     with pytest.raises(LaunchRefusedError):
         ports.take()
+
+
+def test_a_port_that_was_never_used_needs_no_quarantine() -> None:
+    ports, taken = three_ports(Clock())
+    ports.put_back(taken[2])
+    assert ports.take() == taken[2]

@@ -60,23 +60,23 @@ class Handle:
         lock = lock_file(directory / "lock")
         if lock is None:
             raise KeeperError(f"{directory.name} already has a keeper")
-        ours_order, settled = os.pipe(), os.pipe()
-        errors = os.open(directory / "keeper.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        theirs = (ours_order[0], settled[1], errors, lock)
-        try:
-            pid = _posix_spawn(directory, theirs)
-        finally:
-            for fd in theirs:
-                os.close(fd)
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            theirs.callback(os.close, lock)
+            order_fd, write_fd = _pipe(theirs, ours)
+            read_fd, settled_fd = _pipe(ours, theirs)
+            errors = os.open(directory / "keeper.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            theirs.callback(os.close, errors)
+            pid = _posix_spawn(directory, (order_fd, settled_fd, errors, lock))
+            ours.pop_all()
         handle = cls(pid, os.pidfd_open(pid))
         try:
-            await handle._instruct(ours_order[1], settled[0], order)
+            await handle._instruct(write_fd, read_fd, order)
         except BaseException:
             handle.ask_to_stop()
             handle.let_go()
             raise
         finally:
-            os.close(settled[0])
+            os.close(read_fd)
         return handle
 
     @classmethod
@@ -194,6 +194,14 @@ def _kill_marked(mark: str) -> int:
                 process.kill()  # psutil proves the identity before it signals
                 count += 1
     return count
+
+
+def _pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose ends are closed by their owners."""
+    read_fd, write_fd = os.pipe()
+    reader.callback(os.close, read_fd)
+    writer.callback(os.close, write_fd)
+    return read_fd, write_fd
 
 
 def _posix_spawn(directory: Path, fds: tuple[int, int, int, int]) -> int:

@@ -62,6 +62,10 @@ class Ports:
         self._held.discard(port)
         self._free_at[port] = self._now() + self._quarantine_seconds - exited_seconds_ago
 
+    def put_back(self, port: int) -> None:
+        """Nothing was started on `port`, so there is nothing to wait for."""
+        self._held.discard(port)
+
     def _is_free(self, port: int) -> bool:
         if port in self._held or self._now() < self._free_at.get(port, 0.0):
             return False

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import msgspec
+import structlog
 
 from modelyard_events.ids import ReplicaId
 from modelyard_events.replica import ProcessExit
@@ -26,7 +27,7 @@ from modelyard_services.worker.processes.handle import Handle, KeeperError, end_
 from modelyard_services.worker.processes.keeper import TERMINATE_SECONDS
 from modelyard_services.worker.processes.kept import Kept, ProcessFact, keeper_file, last_fact
 from modelyard_services.worker.processes.keys import ProcessKey, process_key, reaches
-from modelyard_services.worker.processes.launch import LaunchRefusedError, Placeholders, order_of
+from modelyard_services.worker.processes.launch import LaunchRefusedError, Order, Placeholders, order_of
 from modelyard_services.worker.processes.logs import FOLLOW_SECONDS, LINES_MAX, LogFile, merged, stderr_tail
 from modelyard_services.worker.processes.ports import Ports
 from modelyard_services.worker.processes.running import ProcessesSettings, Running, StartRequest
@@ -40,6 +41,9 @@ PROBE_MISSES_MAX: Final = 3
 
 STOP_SPARE_SECONDS: Final = 10.0
 """Beyond the grace and SIGTERM's own limit: what the kernel may take to free the memory of a killed process."""
+
+
+_log = structlog.get_logger(__name__)
 
 
 class StillAliveError(Exception):
@@ -243,12 +247,12 @@ class Processes:
                 allowed=self._settings.allow_commands,
                 lifeline=self._settings.at_worker_end == "end",
             )
-        except LaunchRefusedError:
-            self._ports.release(port)
+            record = Record(**msgspec.structs.asdict(request), port=port, incarnation=self._settings.incarnation)
+            directory = self._state.write(record)
+            handle = await self._spawn(directory, order)
+        except (LaunchRefusedError, OSError):
+            self._ports.put_back(port)
             raise
-        record = Record(**msgspec.structs.asdict(request), port=port, incarnation=self._settings.incarnation)
-        directory = self._state.write(record)
-        handle = await Handle.spawn(directory, order)
         file = keeper_file(directory)
         kept = Kept(record, directory, handle, file)
         if file.problem is None:
@@ -257,6 +261,13 @@ class Processes:
             kept.failure = f"{order.executable!r} can't be executed: {os.strerror(file.problem)}"
         self._take_up(kept)
         return kept
+
+    async def _spawn(self, directory: Path, order: Order) -> Handle:
+        try:
+            return await Handle.spawn(directory, order)
+        except OSError:  # the kernel refused; after a KeeperError one may live, which the next worker will find
+            self._state.archive(directory)
+            raise
 
     def _take_up(self, kept: Kept) -> None:
         self._kept[kept.replica] = kept
@@ -294,7 +305,10 @@ class Processes:
         if kept.stopping:
             return False
         kept.record = msgspec.structs.replace(kept.record, ready=True)
-        self._state.write(kept.record)
+        try:
+            self._state.write(kept.record)
+        except OSError as error:  # a full disk; the next worker will only find out anew that it is ready
+            _log.warning("can't record that a replica is ready", replica=kept.replica, error=str(error))
         self._on_fact(Loaded(replica=kept.replica, address=self._settings.address(kept.process.port), memory=memory))
         return True
 
