@@ -11,7 +11,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from modelyard_events.subjects import TELEMETRY_STREAM
+from modelyard_events.subjects import TELEMETRY_STREAM, TELEMETRY_SUBJECTS
 from modelyard_services.errors import UnavailableError
 
 Hear = Callable[[str, bytes], None]
@@ -84,7 +84,7 @@ class NatsBus:
         config = ConsumerConfig(
             deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, ack_policy=AckPolicy.NONE, inactive_threshold=10
         )
-        consumer = await stream.pull_subscribe("", stream=TELEMETRY_STREAM, config=config)
+        consumer = await stream.pull_subscribe(TELEMETRY_SUBJECTS, stream=TELEMETRY_STREAM, config=config)
         pending = (await consumer.consumer_info()).num_pending or 0
         if pending:
             for message in await consumer.fetch(min(pending, LAST_READINGS_MAX), timeout=2):

@@ -11,7 +11,7 @@ import msgspec
 
 from modelyard_events.decision import Decision
 from modelyard_events.envelope import AnyEvent
-from modelyard_events.ids import IncarnationId, ReplicaId
+from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
 from modelyard_events.model import ModelReplicaReady
 from modelyard_events.node import NodeCapacityChanged, NodeDeparted
 from modelyard_events.replica import (
@@ -96,7 +96,7 @@ def report(fleet: Fleet, told: Report) -> Outcome:
         StaleFactError: another incarnation has the name.
         InvalidValueError: a fact says what can't be.
     """
-    name = _speaker(fleet, told).name
+    name = speaker(fleet, told.node, told.incarnation).name
     draft, stale = Draft(fleet, name), dict[ReplicaId, str]()
     for fact in told.facts:
         node = draft.fleet.nodes[name]
@@ -113,13 +113,19 @@ def report(fleet: Fleet, told: Report) -> Outcome:
     return Outcome(tuple(draft.events), stale)
 
 
-def _speaker(fleet: Fleet, told: Report) -> NodeState:
-    node = fleet.nodes.get(told.node)
-    if node is None:
-        raise NodeGoneError(f"node {told.node!r} was removed; stop everything and register afresh")
-    if node.incarnation != told.incarnation:
-        raise StaleFactError(f"node {node.name!r} is held by incarnation {node.incarnation} now")
-    return node
+def speaker(fleet: Fleet, node: NodeName, incarnation: IncarnationId) -> NodeState:
+    """The node in whose name a worker speaks.
+
+    Raises:
+        NodeGoneError: it was removed; its worker stops everything and registers afresh (N13).
+        StaleFactError: another incarnation has the name.
+    """
+    state = fleet.nodes.get(node)
+    if state is None:
+        raise NodeGoneError(f"node {node!r} was removed; stop everything and register afresh")
+    if state.incarnation != incarnation:
+        raise StaleFactError(f"node {node!r} is held by incarnation {state.incarnation} now")
+    return state
 
 
 def _decide(draft: Draft, state: ReplicaState, fact: ReplicaFact) -> None:

@@ -55,7 +55,9 @@ class Answers:
         await asyncio.gather(*self._followers, return_exceptions=True)
 
     async def _on_ping(self, message: Msg) -> None:
-        await message.respond(self._incarnation.encode())
+        # The registrar asks one incarnation whether it lives; a rival that claims the name hears it too (rule N3).
+        if message.data == self._incarnation.encode():
+            await message.respond(message.data)
 
     async def _on_used(self, message: Msg) -> None:
         try:
