@@ -125,6 +125,7 @@ def _could_take_over(scene: Scene, node: NodeState, old: ReplicaState, freed: Ro
     judges = [not_selected, group_taken, disk_short, backing_off, *([] if alone else [not_exclusive])]
     return (
         node.takes_replicas
+        and old.replica_index < node.max_replicas_per_model
         and all(judge(scene, node) is None for judge in judges)
         and vram_rejection(wish, node, freed.fit(wish.gpus)) is None
     )
