@@ -14,6 +14,7 @@ ModelyardError
 ├── ModelLoadingError        model_loading       on its way; ask again after `retry_after_seconds`
 ├── NoCapacityError          no_capacity         fits when something frees
 ├── UnsatisfiableError       unsatisfiable       nothing about load can help
+├── PayloadTooLargeError     payload_too_large   a body beyond a named limit
 ├── OverloadedError          overloaded          a named limit is reached; ask again later
 ├── ReplicaFailedError       replica_failed      the process behind the request failed
 ├── StaleRevisionError       stale_revision      another revision is in force
@@ -29,7 +30,7 @@ Invariant: `detail` says what to do about it; `field` and `value` are there when
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class ModelyardError(Exception):
@@ -119,6 +120,10 @@ class UnsatisfiableError(ModelyardError):
     code = "unsatisfiable"
 
 
+class PayloadTooLargeError(ModelyardError):
+    code = "payload_too_large"
+
+
 class OverloadedError(ModelyardError):
     code = "overloaded"
     retryable = True
@@ -158,3 +163,31 @@ class UnavailableError(ModelyardError):
 class ContendedError(ModelyardError):
     code = "contended"
     retryable = True
+
+
+STATUS_OF: Final[Mapping[str, int]] = {
+    "invalid_request": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "model_unknown": 404,
+    "method_not_allowed": 405,
+    "conflict": 409,
+    "contended": 409,
+    "stale_revision": 409,
+    "stale_fact": 409,
+    "name_taken": 409,
+    "gone": 410,
+    "precondition_failed": 412,
+    "payload_too_large": 413,
+    "idempotency_mismatch": 422,
+    "unsatisfiable": 422,
+    "overloaded": 429,
+    "internal": 500,
+    "replica_failed": 502,
+    "model_loading": 503,
+    "no_capacity": 503,
+    "not_yet": 503,
+    "unavailable": 503,
+}
+"""HTTP status by error code (rule T8); every code of errors.py is here, which a test holds."""

@@ -3,7 +3,7 @@
 Invariant: a known cause never becomes a bare 500; an unknown one says so and is logged with its trace.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -13,37 +13,10 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
 from modelyard_events.errors import InvalidValueError
-from modelyard_services.errors import InvalidEntriesError, ModelyardError
+from modelyard_services.errors import STATUS_OF, InvalidEntriesError, ModelyardError
 
 PROBLEM_JSON: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:modelyard:problem:"
-
-STATUS_OF: Final[Mapping[str, int]] = {
-    "invalid_request": 400,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "not_found": 404,
-    "model_unknown": 404,
-    "method_not_allowed": 405,
-    "conflict": 409,
-    "contended": 409,
-    "stale_revision": 409,
-    "stale_fact": 409,
-    "name_taken": 409,
-    "gone": 410,
-    "precondition_failed": 412,
-    "payload_too_large": 413,
-    "idempotency_mismatch": 422,
-    "unsatisfiable": 422,
-    "overloaded": 429,
-    "internal": 500,
-    "replica_failed": 502,
-    "model_loading": 503,
-    "no_capacity": 503,
-    "not_yet": 503,
-    "unavailable": 503,
-}
-"""HTTP status by error code (rule T8); every code of errors.py is here, which a test holds."""
 
 _log = structlog.get_logger(__name__)
 

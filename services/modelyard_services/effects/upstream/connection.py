@@ -10,7 +10,7 @@ then the process behind is slowed down by the connection itself.
 """
 
 import asyncio
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import httptools
 
@@ -52,13 +52,14 @@ class Connection(asyncio.Protocol):
         self._head_known = False
         self._heard = False
         self._until_end = True
+        self._keep = False
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     @property
     def reusable(self) -> bool:
         """Whether another exchange may follow."""
-        return self.complete and self._error is None and not self.closed and bool(self._parser.should_keep_alive())
+        return self.complete and self._keep and self._error is None and not self.closed
 
     @property
     def closed(self) -> bool:
@@ -135,8 +136,8 @@ class Connection(asyncio.Protocol):
     # What asyncio tells.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
+        # A cast, not a check: uvloop's transports aren't asyncio's to `isinstance`.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self.touched_at = self._loop.time()
@@ -185,4 +186,5 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._head_known:
-            self.complete = True
+            # Asked here: after this call the parser has forgotten the message.
+            self.complete, self._keep = True, bool(self._parser.should_keep_alive())

@@ -1,0 +1,258 @@
+"""The OpenAI-compatible gateway: `/v1/*` as one plain ASGI application on a router in process.
+
+```
+request ─▶ body, model ─▶ route ─▶ replica ─▶ head ─▶ chunk, chunk … ─▶ lease released
+                            ▲  └ can't be reached: that replica is out, the next is tried
+```
+
+Invariant: a lease lives exactly as long as its request, however that ends; an answer is streamed as it arrives,
+and once its first byte is out, no other replica is tried.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+from urllib.parse import quote, unquote
+
+import msgspec
+import structlog
+from opentelemetry.trace import Tracer
+
+from modelyard_events.envelope import Actor
+from modelyard_events.ids import ModelName, ReplicaId
+from modelyard_services.effects.upstream import Connection, Pool, UpstreamError
+from modelyard_services.errors import (
+    ModelUnknownError,
+    ModelyardError,
+    NotFoundError,
+    OverloadedError,
+    ReplicaFailedError,
+)
+from modelyard_services.gateway import metrics
+from modelyard_services.gateway.envelope import envelope, refusal
+from modelyard_services.gateway.request import (
+    HOP_BY_HOP,
+    ClientGoneError,
+    Outgoing,
+    RawHeaders,
+    Receive,
+    Scope,
+    Send,
+    model_of,
+    read_body,
+)
+from modelyard_services.gateway.trace import Trace
+from modelyard_services.gateway.watch import Watch
+from modelyard_services.router.leases import Lease
+from modelyard_services.router.loading import Caller
+from modelyard_services.router.router import WAIT_SECONDS, Ask, Router
+
+ATTEMPTS_MAX: Final = 3
+"""Replicas tried for one request: a request that kills what it touches must not kill a whole model."""
+
+FORWARDED: Final = frozenset({"/v1/embeddings", "/v1/completions", "/v1/chat/completions"})
+_MODELS: Final = "/v1/models"
+_EVENT_STREAM: Final = b"text/event-stream"
+
+Authenticate = Callable[[Mapping[str, str]], Actor]
+"""The actor behind a request's headers (names in lower case); raises `UnauthorizedError` or `ForbiddenError`."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A replica's answer whose head is known. `replica_ns` is the time the replica took for that."""
+
+    lease: Lease
+    connection: Connection
+    replica_ns: int
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """A request as it came: when, from whom, in which trace."""
+
+    at_ns: int
+    actor: Actor
+    trace: Trace
+
+
+class Gateway:
+    """The ASGI application. Without `authenticate` anybody may ask: for loopback only."""
+
+    def __init__(
+        self,
+        router: Router,
+        pool: Pool,
+        *,
+        authenticate: Authenticate | None = None,
+        tracer: Tracer | None = None,
+        wait_seconds: float = WAIT_SECONDS,
+    ) -> None:
+        self._router = router
+        self._pool = pool
+        self._authenticate = authenticate
+        self._tracer = tracer
+        self._wait_seconds = wait_seconds
+        self._clock = router.runtime.clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"the gateway serves HTTP, not {scope['type']}")
+        at_ns = self._clock.monotonic_ns()
+        trace = Trace(_header(scope, b"traceparent"), name=f"{scope['method']} {scope['path']}", tracer=self._tracer)
+        metrics.begun()
+        model, outcome = metrics.UNKNOWN_MODEL, metrics.BROKEN
+        try:
+            arrival = Arrival(at_ns, self._actor(scope), trace)
+            if scope["method"] == "POST" and scope["path"] in FORWARDED:
+                body = await read_body(receive)
+                asked = model_of(body)
+                model = asked if ModelName(asked) in self._router.runtime.fleet.models else model
+                outgoing = Outgoing(scope, body, traceparent=trace.traceparent)
+                with Watch(receive) as watch:
+                    outcome = await self._forward(asked, outgoing, arrival, send)
+                outcome = metrics.DISCONNECTED if watch.gone else outcome
+            else:
+                outcome = await self._answer_itself(scope, send)
+        except ModelyardError as error:
+            outcome = await _refuse(send, error)
+        except ClientGoneError:
+            outcome = metrics.DISCONNECTED
+        finally:
+            metrics.ended(model, outcome)
+            trace.end(model=model, outcome=outcome)
+
+    def _actor(self, scope: Scope) -> Actor:
+        if self._authenticate is None:
+            return Actor("client", "anonymous")
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        return self._authenticate(headers)
+
+    # Requests for a replica.
+
+    async def _forward(self, model: str, outgoing: Outgoing, arrival: Arrival, send: Send) -> str:
+        answer = await self._ask(model, outgoing, Caller(arrival.actor, arrival.trace.traceparent))
+        try:
+            overhead_ns = self._clock.monotonic_ns() - arrival.at_ns - answer.replica_ns
+            metrics.added(overhead_ns / 1e9)
+            return await self._stream(answer, overhead_ns, send)
+        finally:
+            self._pool.done(answer.connection)
+            self._router.release(answer.lease.lease)
+
+    async def _ask(self, model: str, outgoing: Outgoing, caller: Caller) -> Answer:
+        avoid: frozenset[ReplicaId] = frozenset()
+        problem = ""
+        for _attempt in range(ATTEMPTS_MAX):
+            lease = await self._lease(model, Ask(self._wait_seconds, avoid=avoid, caller=caller), problem)
+            begun_ns = self._clock.monotonic_ns()
+            try:
+                connection = await self._pool.send(lease.address, outgoing.to(lease.address))
+            except UpstreamError as error:
+                self._router.release(lease.lease)
+                problem = self._judge(lease, error)
+                avoid |= {lease.replica}
+            except BaseException:
+                self._router.release(lease.lease)
+                raise
+            else:
+                return Answer(lease, connection, self._clock.monotonic_ns() - begun_ns)
+        raise ReplicaFailedError(f"{ATTEMPTS_MAX} replicas of {model!r} failed this request, the last: {problem}")
+
+    async def _lease(self, model: str, ask: Ask, problem: str) -> Lease:
+        try:
+            return await self._router.route(model, ask)
+        except ReplicaFailedError as error:
+            if problem:
+                raise ReplicaFailedError(
+                    f"{error.detail} ({problem})", retry_after_seconds=error.retry_after_seconds, extra=error.extra
+                ) from error
+            raise
+
+    def _judge(self, lease: Lease, error: UpstreamError) -> str:
+        """The problem, if the next replica may be tried; raises if not."""
+        if error.kind == "full":
+            raise OverloadedError(error.detail, retry_after_seconds=1) from error
+        if error.began or error.kind in {"silent", "garbled"}:
+            # It answered, or it may still be at work: another try would do the work twice.
+            raise ReplicaFailedError(f"replica {lease.replica} on {lease.node}: {error.detail}") from error
+        self._router.failed(lease, error.detail)
+        return error.detail
+
+    async def _stream(self, answer: Answer, overhead_ns: int, send: Send) -> str:
+        connection, lease = answer.connection, answer.lease
+        headers = [header for header in connection.headers if header[0] not in HOP_BY_HOP]
+        headers += _our_headers(lease, overhead_ns)
+        await send({"type": "http.response.start", "status": connection.status, "headers": headers})
+        try:
+            while True:
+                chunk = await connection.read()
+                last = connection.complete
+                await send({"type": "http.response.body", "body": chunk, "more_body": not last})
+                if last:
+                    return str(connection.status)
+        except UpstreamError as error:
+            self._router.failed(lease, error.detail)
+            return await _break_off(lease, connection, error, send)
+
+    # Questions about models.
+
+    async def _answer_itself(self, scope: Scope, send: Send) -> str:
+        path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+        if scope["method"] in {"GET", "HEAD"} and path == _MODELS:
+            defined = sorted(name for name, state in self._router.runtime.fleet.models.items() if state.spec)
+            return await _answer_json(send, {"object": "list", "data": [_model(name) for name in defined]})
+        if scope["method"] in {"GET", "HEAD"} and path.startswith(_MODELS + "/"):
+            name = ModelName(unquote(path.removeprefix(_MODELS + "/")))
+            state = self._router.runtime.fleet.models.get(name)
+            if state is None or state.spec is None:
+                raise ModelUnknownError(f"there is no model {name!r}", field="model")
+            return await _answer_json(send, _model(name))
+        raise NotFoundError(f"there is no {scope['method']} {path} here")
+
+
+def _our_headers(lease: Lease, overhead_ns: int) -> RawHeaders:
+    node = lease.node if lease.node.isascii() else quote(lease.node)
+    return [
+        (b"x-modelyard-node", node.encode()),
+        (b"x-modelyard-replica", lease.replica.encode()),
+        (b"x-modelyard-lease", lease.lease.encode()),
+        (b"x-modelyard-overhead-ms", b"%.3f" % (overhead_ns / 1e6)),
+    ]
+
+
+async def _break_off(lease: Lease, connection: Connection, error: UpstreamError, send: Send) -> str:
+    """Tell the client of a stream why it ends; the connection is then closed, for the answer isn't whole."""
+    _log.warning("answer broke off", replica=lease.replica, node=lease.node, problem=error.detail)
+    if any(name == b"content-type" and value.startswith(_EVENT_STREAM) for name, value in connection.headers):
+        why = ReplicaFailedError(f"replica {lease.replica} on {lease.node}: {error.detail}")
+        event = b"data: " + envelope(why) + b"\n\n"
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+    return metrics.BROKEN
+
+
+async def _refuse(send: Send, error: ModelyardError) -> str:
+    status, headers, body = refusal(error)
+    await _answer(send, status, headers, body)
+    return str(status)
+
+
+async def _answer_json(send: Send, content: object) -> str:
+    body = msgspec.json.encode(content)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await _answer(send, 200, headers, body)
+    return "200"
+
+
+async def _answer(send: Send, status: int, headers: RawHeaders, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _model(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "modelyard"}
+
+
+def _header(scope: Scope, wanted: bytes) -> str | None:
+    headers: RawHeaders = scope["headers"]
+    return next((value.decode("latin-1") for name, value in headers if name == wanted), None)
