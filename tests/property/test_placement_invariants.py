@@ -118,12 +118,13 @@ class AnyFleet(RuleBasedStateMachine):
     def schedule(self, model: str, schedule: Schedule) -> None:
         self._append([ModelScheduleSet(model=model, schedule=schedule, source="api")])
 
-    @rule(model=some_model, on_demand=st.booleans())
-    def place(self, model: str, on_demand: bool) -> None:  # noqa: FBT001 - drawn by name
-        state = self.world.fleet.models.get(ModelName(model))
-        if state is not None and state.spec is not None:
-            decide = load_on_demand if on_demand else place
-            self._append(decide(self.world.fleet, Readings(), self._request(model)).events)
+    @rule(models=st.lists(some_model, min_size=1, max_size=6), on_demand=st.booleans())
+    def place(self, models: list[str], on_demand: bool) -> None:  # noqa: FBT001 - drawn by name
+        decide = load_on_demand if on_demand else place
+        for model in models:
+            state = self.world.fleet.models.get(ModelName(model))
+            if state is not None and state.spec is not None:
+                self._append(decide(self.world.fleet, Readings(), self._request(model)).events)
 
     @rule(node=some_node, size=some_gib)
     def cap(self, node: str, size: int) -> None:
