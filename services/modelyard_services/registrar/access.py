@@ -7,8 +7,8 @@ from modelyard_events.errors import InvalidValueError
 from modelyard_events.names import node_name
 from modelyard_services.effects.nats_access.roles import Reader, Role, Worker
 from modelyard_services.effects.runtime import Runtime
-from modelyard_services.errors import UnavailableError
 from modelyard_services.policy.tokens import registration_token_of, token_of
+from modelyard_services.registrar.current import current
 
 
 class Access:
@@ -21,14 +21,14 @@ class Access:
         """The role of whoever connects as `name`; None refuses.
 
         Raises:
-            UnavailableError: the tokens aren't known well enough to say.
+            UnavailableError: the log is away.
+            NotYetError: the fold is too far behind to say.
         """
-        if not self._runtime.ready:
-            raise UnavailableError("; ".join(self._runtime.problems))
+        fleet = await current(self._runtime)
         try:
             node = node_name(name)
         except InvalidValueError:
             return None
-        if registration_token_of(self._runtime.fleet, password) is not None:
+        if registration_token_of(fleet, password) is not None:
             return Worker(node)
-        return None if token_of(self._runtime.fleet, password) is None else Reader(name)
+        return None if token_of(fleet, password) is None else Reader(name)

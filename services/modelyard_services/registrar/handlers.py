@@ -34,9 +34,10 @@ from modelyard_events.subjects import unescape_name, worker_subject
 from modelyard_events.telemetry import HEARTBEAT_SECONDS
 from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.runtime import Runtime
-from modelyard_services.errors import ModelyardError, NodeGoneError, UnavailableError
+from modelyard_services.errors import ModelyardError, NodeGoneError
 from modelyard_services.policy.facts import report, slices, speaker
 from modelyard_services.policy.registration import challenged, register
+from modelyard_services.registrar.current import current
 
 BODY_BYTES_MAX: Final = 1024 * 1024
 """A request's body: what NATS carries in one message, and a thousand facts with their last words."""
@@ -93,9 +94,7 @@ class Registrar:
     async def _dispatch(self, node: str, verb: str, body: bytes) -> Registered | Reported | Offered:
         if len(body) > BODY_BYTES_MAX:
             raise InvalidValueError("body", f"{len(body)} bytes", f"is more than {BODY_BYTES_MAX} bytes")
-        if not self._runtime.ready:
-            # On a fold that lags, a new token would be unknown and a known node gone.
-            raise UnavailableError("; ".join(self._runtime.problems))
+        await current(self._runtime)
         if verb == REGISTER:
             return await self._register(_of(node, _REGISTER.decode(body)), body)
         if verb == REPORT:
