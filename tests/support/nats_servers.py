@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -100,7 +101,7 @@ class Node:
 class Servers:
     """One server or a cluster; `replicas` is what streams on it should have."""
 
-    def __init__(self, directory: Path, size: int) -> None:
+    def __init__(self, directory: Path, size: int, *, extra: str = "") -> None:
         ports = _free_ports(2 * size)
         routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports[size:])
         self.replicas = size
@@ -109,7 +110,7 @@ class Servers:
                 directory,
                 f"n{index}",
                 port=ports[index],
-                extra=_cluster(ports[size + index], routes) if size > 1 else "",
+                extra=extra + (_cluster(ports[size + index], routes) if size > 1 else ""),
             )
             for index in range(size)
         ]
@@ -125,7 +126,8 @@ class Servers:
     def start(self) -> None:
         for node in self.nodes:
             node.start()
-        asyncio.run(self.wait_ready())
+        if self.replicas > 1:
+            asyncio.run(self.wait_ready())
 
     def stop(self) -> None:
         for node in self.nodes:
@@ -171,8 +173,6 @@ class Servers:
             await client.close()
 
     async def _ready(self) -> bool:
-        if len(self.nodes) == 1:
-            return self.nodes[0].running
         client = await connect(self.endpoint)
         try:
             probe = {"name": "PROBE", "subjects": ["probe"], "storage": "memory", "num_replicas": len(self.nodes)}
@@ -186,24 +186,29 @@ class Servers:
 @pytest.fixture(scope="session")
 def nats_r1() -> Iterator[Servers]:
     """A server alone."""
-    yield from _started(1)
+    with started(1) as servers:
+        yield servers
 
 
 @pytest.fixture(scope="session")
 def nats_r3() -> Iterator[Servers]:
     """A cluster of three."""
-    yield from _started(3)
+    with started(3) as servers:
+        yield servers
 
 
 @pytest.fixture
 def nats_alone() -> Iterator[Servers]:
     """A server alone that this test may kill and restart."""
-    yield from _started(1)
+    with started(1) as servers:
+        yield servers
 
 
-def _started(size: int) -> Iterator[Servers]:
+@contextmanager
+def started(size: int, *, extra: str = "") -> Iterator[Servers]:
+    """Running servers; `extra` goes into the configuration of each. Not from within an event loop."""
     directory = Path(tempfile.mkdtemp(prefix="modelyard-nats-"))
-    servers = Servers(directory, size)
+    servers = Servers(directory, size, extra=extra)
     try:
         servers.start()
         yield servers

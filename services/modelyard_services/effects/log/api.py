@@ -16,17 +16,18 @@ from nats.aio.client import Client
 
 from modelyard_services.effects.clock import backoff_seconds
 from modelyard_services.effects.log.contract import LogMisconfigured, LogUnavailable, Stored
+from modelyard_services.effects.log.endpoint import leave_if_dead
 from modelyard_services.effects.log.headers import stored_event
 
 ATTEMPT_SECONDS: Final = 2.0
 """One request. An answer takes about a millisecond; a lost one is asked again."""
 
-READ_SECONDS_MAX: Final = 12.0
-"""All attempts: longer than an election after a killed leader (6 s at worst in our measurements)."""
+READ_SECONDS_MAX: Final = 15.0
+"""All attempts: longer than the election after a killed leader, which servers wait 4 to 9 s to begin."""
 
 RETRY_BASE_SECONDS: Final = 0.02
 RETRY_CAP_SECONDS: Final = 0.5
-"""Between attempts: an election takes about a second."""
+"""Between attempts: often enough to notice the new leader at once."""
 
 NOT_FOUND: Final = 404
 UNAVAILABLE: Final = 503
@@ -100,6 +101,11 @@ class Api:
         """Configuration and state, from the stream's leader; `error` is set if there is no such stream."""
         return _INFO.decode(await self._ask(f"STREAM.INFO.{self.stream}", b""))
 
+    async def glance(self) -> StreamInfo | None:
+        """The same, asked once; None if nobody answers now."""
+        reply, _problem = await self._ask_once(f"STREAM.INFO.{self.stream}", b"")
+        return None if reply is None else _INFO.decode(reply)
+
     async def create(self, config: dict[str, object]) -> ApiError | None:
         """Create the stream; the same configuration again is no error."""
         return _INFO.decode(await self._ask(f"STREAM.CREATE.{self.stream}", msgspec.json.encode(config))).error
@@ -152,8 +158,13 @@ class Api:
             attempt += 1
 
     async def _ask_once(self, subject: str, body: bytes) -> tuple[bytes | None, str]:
+        if not self._client.is_connected:
+            return None, "disconnected"
         try:
             reply = await self._client.request(_API + subject, body, timeout=ATTEMPT_SECONDS)
+        except nats.errors.TimeoutError:
+            await leave_if_dead(self._client)
+            return None, "no answer"
         except nats.errors.Error as error:
             return None, str(error) or type(error).__name__
         outcome = _MESSAGE.decode(reply.data).error

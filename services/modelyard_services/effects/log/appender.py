@@ -27,7 +27,7 @@ from modelyard_services.effects.log.headroom import Headroom
 from modelyard_services.effects.log.publisher import Duplicate, Full, Moved, Publisher, Written
 
 APPEND_SECONDS_MAX: Final = 15.0
-"""From the call to an answer: more than twice the worst election we measured after a killed leader (6 s)."""
+"""From the call to an answer: longer than the election after a killed leader, which servers wait 4 to 9 s to begin."""
 
 WAITING_MAX: Final = 4_096
 """Decisions that may wait in this process: a few seconds of writing. Further callers wait to be let in."""

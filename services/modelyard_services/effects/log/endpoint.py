@@ -6,10 +6,11 @@ Invariant: both connect as the same user, under the same inbox prefix, so one se
 import asyncio
 import ssl
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import structlog
 from msgspec import Struct
+from msgspec.structs import asdict
 from nats.aio.client import Client
 from nats.errors import Error
 
@@ -25,26 +26,29 @@ PING_SECONDS: Final = 10
 PINGS_UNANSWERED_MAX: Final = 2
 """A server that vanished without closing is noticed after about 30 s; appends have their own, shorter deadlines."""
 
+PROBE_SECONDS: Final = 1
+"""How long a server may take to answer a PING once a request has gone unanswered."""
+
 _PORT: Final = 4222
+_REFUSED: Final = "authorization violation"
 
 _log = structlog.get_logger(__name__)
 
 
-class Server(Struct, frozen=True):
-    """One address to try."""
+class Credentials(Struct, frozen=True):
+    """Who we say we are: user and password, or a token, or nothing."""
 
-    host: str
-    port: int
-    user: str | None
-    password: str | None
-    token: str | None
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
 
 
 class NatsEndpoint(Struct, frozen=True):
     """A NATS cluster seen from a client.
 
     Attributes:
-        urls: `nats://[user:password@]host:port` of each server; credentials in a URL win over those below.
+        urls: `nats://[user:password@]host:port` of each server. Credentials in a URL, percent-encoded, are for all of
+            the servers and win over those below.
         user: who we are, with `password`.
         password: secret.
         token: instead of both; secret.
@@ -61,18 +65,21 @@ class NatsEndpoint(Struct, frozen=True):
     inbox_prefix: str = "_INBOX"
     name: str = "modelyard"
 
-    def servers(self) -> list[Server]:
-        """The addresses, each with its credentials."""
-        return [self._server(url) for url in self.urls]
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each server."""
+        return [(parts.hostname or "127.0.0.1", parts.port or _PORT) for parts in self._parts()]
 
-    def _server(self, url: str) -> Server:
-        parts = urlsplit(url if "://" in url else f"nats://{url}")
-        user, password, token = self.user, self.password, self.token
-        if parts.username is not None and parts.password is not None:
-            user, password, token = unquote(parts.username), unquote(parts.password), None
-        elif parts.username is not None:
-            user, password, token = None, None, unquote(parts.username)
-        return Server(parts.hostname or "127.0.0.1", parts.port or _PORT, user, password, token)
+    def credentials(self) -> Credentials:
+        """How to be let in, everywhere the same."""
+        for parts in self._parts():
+            if parts.username is not None and parts.password is not None:
+                return Credentials(user=unquote(parts.username), password=unquote(parts.password))
+            if parts.username is not None:
+                return Credentials(token=unquote(parts.username))
+        return Credentials(user=self.user, password=self.password, token=self.token)
+
+    def _parts(self) -> list[SplitResult]:
+        return [urlsplit(url if "://" in url else f"nats://{url}") for url in self.urls]
 
 
 async def connect(endpoint: NatsEndpoint) -> Client:
@@ -93,29 +100,46 @@ async def connect(endpoint: NatsEndpoint) -> Client:
     return client
 
 
+async def leave_if_dead(client: Client) -> None:
+    """Go to another server if this one has stopped answering without closing the connection.
+
+    A frozen or cut-off server is noticed by nats-py's own pings only after half a minute, which no append can wait.
+    """
+    try:
+        await client.flush(timeout=PROBE_SECONDS)
+    except Error:
+        await client.force_reconnect()
+
+
 async def _connect(client: Client, endpoint: NatsEndpoint) -> None:
-    failures: list[Exception] = []
+    problems: list[Exception] = []
 
-    async def on_error(error: Exception) -> None:
-        failures[:] = [error]
-        _log.debug("nats connection", problem=str(error) or type(error).__name__)
+    async def on_error(problem: Exception) -> None:
+        problems[:] = [problem]
+        _log.debug("nats connection", problem=str(problem) or type(problem).__name__)
+        if connecting and _REFUSED in str(problem).lower():
+            # Ends `connect`: whoever is refused once would be refused ten times a second.
+            raise problem
 
-    options: dict[str, object] = {"user": endpoint.user, "password": endpoint.password, "token": endpoint.token}
-    if endpoint.tls is not None:
-        options["tls"] = endpoint.tls
+    connecting = True
     try:
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            await client.connect(
-                list(endpoint.urls),
-                name=endpoint.name,
-                error_cb=on_error,
-                connect_timeout=2,
-                reconnect_time_wait=RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]  # seconds, any fraction of them
-                max_reconnect_attempts=-1,
-                ping_interval=PING_SECONDS,
-                max_outstanding_pings=PINGS_UNANSWERED_MAX,
-                inbox_prefix=endpoint.inbox_prefix,
-                **options,  # type: ignore[arg-type]  # nats-py tells an absent option from None
-            )
+            await client.connect(list(endpoint.urls), error_cb=on_error, **_options(endpoint))  # type: ignore[arg-type]
     except TimeoutError as timeout:
-        raise failures[0] if failures else timeout from None
+        raise problems[0] if problems else timeout from None
+    finally:
+        connecting = False
+
+
+def _options(endpoint: NatsEndpoint) -> dict[str, object]:
+    """Options of nats-py, which tells an absent one from None."""
+    given = {"tls": endpoint.tls} | asdict(endpoint.credentials())
+    return {key: value for key, value in given.items() if value is not None} | {
+        "name": endpoint.name,
+        "connect_timeout": 2,
+        "reconnect_time_wait": RECONNECT_WAIT_SECONDS,
+        "max_reconnect_attempts": -1,
+        "ping_interval": PING_SECONDS,
+        "max_outstanding_pings": PINGS_UNANSWERED_MAX,
+        "inbox_prefix": endpoint.inbox_prefix,
+    }

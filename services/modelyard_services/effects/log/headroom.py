@@ -8,7 +8,7 @@ import asyncio
 from typing import Final
 
 from modelyard_services.effects.log.api import Api
-from modelyard_services.effects.log.contract import HEADROOM_FRACTION, LogUnavailable
+from modelyard_services.effects.log.contract import HEADROOM_FRACTION
 
 REFRESH_SECONDS: Final = 1.0
 """Other processes write too: in a second they can't pass from 90 % to full of any ceiling one would set."""
@@ -39,14 +39,12 @@ class Headroom:
         now = asyncio.get_running_loop().time()
         if now - self._checked_at < REFRESH_SECONDS and self.has_room_for(size):
             return
-        try:
-            info = await self._api.info()
-        except LogUnavailable:
+        self._checked_at = now
+        if (info := await self._api.glance()) is None:
             return
         ceiling = info.config.get("max_bytes")
         self._bytes = info.state.bytes
         self._bytes_max = ceiling if isinstance(ceiling, int) else 0
-        self._checked_at = now
 
     def has_room_for(self, size: int) -> bool:
         """Whether a decision that is no fact and no end may still be appended."""

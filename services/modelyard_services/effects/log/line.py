@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from modelyard_services.effects.log.api import StreamInfo
 from modelyard_services.effects.log.contract import Stored
-from modelyard_services.effects.log.endpoint import NatsEndpoint, Server
+from modelyard_services.effects.log.endpoint import NatsEndpoint
 from modelyard_services.effects.log.parser import (
     EVENT_SUBSCRIPTION,
     REPLY_SUBSCRIPTION,
@@ -38,7 +38,10 @@ BUFFER_BYTES_HARD: Final = 64 * 1024 * 1024
 """Where the socket itself is left unread: above `BUFFER_BYTES_MAX` and the server's window, so never in normal work."""
 
 REPLY_SECONDS: Final = 5.0
-"""Handshake, or one request: longer than a creation of a consumer on a busy cluster."""
+"""Handshake, or one request however often it was sent; then another server is tried."""
+
+ASK_SECONDS: Final = 1.0
+"""Until a request is sent again: one that met an election is lost, not late. All of ours may be repeated."""
 
 HEARTBEAT_SECONDS: Final = 1.0
 """How often an idle consumer says that it lives."""
@@ -61,9 +64,9 @@ class _Created(Struct, frozen=True):
 class Line(asyncio.Protocol):
     """A connection to one server. Use as an async context manager, then `info`, `deliver`, and `take` for ever."""
 
-    def __init__(self, endpoint: NatsEndpoint, server: Server, parser: Parser) -> None:
+    def __init__(self, endpoint: NatsEndpoint, address: tuple[str, int], parser: Parser) -> None:
         self._endpoint = endpoint
-        self._server = server
+        self._host, self._port = address
         self._parser = parser
         self._inbox = f"{endpoint.inbox_prefix}.{token_hex(11)}"
         self._transport: asyncio.Transport | None = None
@@ -84,7 +87,7 @@ class Line(asyncio.Protocol):
                 await self._open()
         except (OSError, TimeoutError) as error:
             self.close()
-            raise LineLost(f"{self._server.host}:{self._server.port}: {error or 'no answer'}") from error
+            raise LineLost(f"{self._host}:{self._port}: {error or 'no answer'}") from error
         except BaseException:
             self.close()
             raise
@@ -147,7 +150,7 @@ class Line(asyncio.Protocol):
         self._heard_at = asyncio.get_running_loop().time()
         try:
             self._parser.feed(data)
-        except (HoleSeen, ProtocolBroken, ValueError, IndexError) as error:
+        except (HoleSeen, ProtocolBroken) as error:
             self._fail(f"{type(error).__name__}: {error}")
         self._keep(len(data))
         self._obey()
@@ -217,20 +220,21 @@ class Line(asyncio.Protocol):
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: self, self._server.host, self._server.port)
+        await loop.create_connection(lambda: self, self._host, self._port)
         await self._greeted.wait()
         if self._endpoint.tls is not None and self._transport is not None:
-            secured = await loop.start_tls(self._transport, self, self._endpoint.tls, server_hostname=self._server.host)
+            secured = await loop.start_tls(self._transport, self, self._endpoint.tls, server_hostname=self._host)
             assert secured is not None  # noqa: S101  only if the transport was closed meanwhile
             self._transport = secured
-        self._write(b"CONNECT %b\r\nPING\r\n" % msgspec.json.encode(self._credentials()))
+        self._write(b"CONNECT %b\r\nPING\r\n" % msgspec.json.encode(self._introduction()))
         await self._ponged.wait()
         if self._problem is not None:
             raise LineLost(self._problem)
         self._write(b"SUB %b %b\r\n" % (f"{self._inbox}.r.*".encode(), REPLY_SUBSCRIPTION))
 
-    def _credentials(self) -> dict[str, object]:
-        given = {"user": self._server.user, "pass": self._server.password, "auth_token": self._server.token}
+    def _introduction(self) -> dict[str, object]:
+        own = self._endpoint.credentials()
+        given = {"user": own.user, "pass": own.password, "auth_token": own.token}
         return {key: value for key, value in given.items() if value is not None} | {
             "verbose": False,
             "pedantic": False,
@@ -248,10 +252,13 @@ class Line(asyncio.Protocol):
         inbox = f"{self._inbox}.r.{token_hex(4)}".encode()
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._replies[inbox] = future
-        self._write(b"PUB %b %b %d\r\n%b\r\n" % (address.encode(), inbox, len(body), body))
+        request = b"PUB %b %b %d\r\n%b\r\n" % (address.encode(), inbox, len(body), body)
         try:
             async with asyncio.timeout(REPLY_SECONDS):
-                reply = await future
+                while not future.done():
+                    self._write(request)
+                    await asyncio.wait([future], timeout=ASK_SECONDS)
+                reply = future.result()
         except TimeoutError:
             raise LineLost(f"no answer to {address}") from None
         finally:

@@ -79,15 +79,16 @@ class ProtocolBroken(Exception):  # noqa: N818  an observation
 class Parser:
     """Parses one connection.
 
-    `filtered` says which position has no holes: the stream's sequence when every event is delivered (the strongest
-    check), the consumer's own count when a filter lets some through.
+    `filtered` says what has no holes: the stream's sequence when every event is delivered (the strongest check), the
+    consumer's own count when a filter lets some through; the sequence must rise all the same. After a leader was
+    killed, a server was seen to begin a consumer again at the log's first event.
     """
 
     def __init__(self, *, after: int, filtered: bool) -> None:
         self.events: list[Stored] = []
         self.signals: list[Signal] = []
-        self._place = -3 if filtered else -4  # in the reply subject, from the right
-        self._position = 0 if filtered else after
+        self._filtered = filtered
+        self._sequence = after
         self._delivered = 0
         self._rest = b""
 
@@ -98,8 +99,12 @@ class Parser:
             HoleSeen: an event is missing.
             ProtocolBroken: this is not NATS.
         """
-        if self._rest:
-            data = self._rest + data
+        try:
+            self._feed(self._rest + data if self._rest else data)
+        except (ValueError, IndexError) as error:
+            raise ProtocolBroken(str(error)) from error
+
+    def _feed(self, data: bytes) -> None:
         start, size, find = 0, len(data), data.find
         while (end := find(b"\r\n", start)) >= 0:
             first = data[start]
@@ -131,14 +136,17 @@ class Parser:
         self._status(fields, headers, body)
 
     def _event(self, subject: bytes, place: list[bytes], headers: bytes, body: bytes) -> None:
-        position = int(place[self._place])
-        if position != self._position + 1:
-            raise HoleSeen(f"{position} came after {self._position}")
-        self._position = position
+        sequence = int(place[-4])
         self._delivered += 1
+        if self._filtered:
+            if int(place[-3]) != self._delivered or sequence <= self._sequence:
+                raise HoleSeen(f"delivery {self._delivered} is {place[-3]!r} at {sequence}, after {self._sequence}")
+        elif sequence != self._sequence + 1:
+            raise HoleSeen(f"{sequence} came after {self._sequence}")
+        self._sequence = sequence
         self.events.append(
             stored_event(
-                sequence=int(place[-4]), time_ns=int(place[-2]), subject=subject.decode(), headers=headers, body=body
+                sequence=sequence, time_ns=int(place[-2]), subject=subject.decode(), headers=headers, body=body
             )
         )
 

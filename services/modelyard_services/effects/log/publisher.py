@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from modelyard_services.effects.clock import backoff_seconds
 from modelyard_services.effects.log.api import ApiError
 from modelyard_services.effects.log.contract import DecisionTooLarge, LogMisconfigured, LogUnavailable, Message
+from modelyard_services.effects.log.endpoint import leave_if_dead
 from modelyard_services.effects.log.headers import batch_headers, event_headers
 
 ATTEMPT_SECONDS: Final = 2.0
@@ -25,7 +26,7 @@ ATTEMPT_SECONDS: Final = 2.0
 
 RETRY_BASE_SECONDS: Final = 0.01
 RETRY_CAP_SECONDS: Final = 0.5
-"""Between sends while nobody leads: an election takes about a second."""
+"""Between sends while nobody leads: often enough to notice the new leader at once."""
 
 CONTENTION_TRIES_MAX: Final = 6
 CONTENTION_BASE_SECONDS: Final = 0.001
@@ -107,6 +108,7 @@ class Publisher:
             except nats.errors.Error as error:
                 unanswered += 1
                 problem = str(error) or "no answer"
+                await leave_if_dead(self._client)
             else:
                 outcome = _definite(ack, self._stream)
                 if isinstance(outcome, Moved) and outcome.sequence is None and contended < CONTENTION_TRIES_MAX:

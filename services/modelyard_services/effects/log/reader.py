@@ -53,11 +53,11 @@ class Reader:
             LogReplaced: another log answers, or this one ends before where we stand.
             LogGap: the next event is gone.
         """
-        servers = self._endpoint.servers()
-        for turn in count(randbelow(len(servers))):
+        addresses = self._endpoint.addresses()
+        for turn in count(randbelow(len(addresses))):
             parser = Parser(after=self._position, filtered=self._subject is not None)
             try:
-                async with Line(self._endpoint, servers[turn % len(servers)], parser) as line:
+                async with Line(self._endpoint, addresses[turn % len(addresses)], parser) as line:
                     self._verify(await line.info(self._stream))
                     await line.deliver(self._stream, start=self._position + 1, subject=self._subject)
                     while True:
