@@ -10,6 +10,7 @@ import msgspec
 import nats
 import nats.errors
 import pytest
+from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
 from modelyard_services.effects.embedded.children import ChildState, ProcessTree
@@ -55,14 +56,16 @@ async def test_nobody_gets_in_without_a_password(tmp_path: Path) -> None:
     async with ProcessTree(tmp_path / "run") as tree:
         server = embedded_nats(tmp_path)
         await tree.start(server.child)
+        client = Client()
         with pytest.raises(nats.errors.Error, match=r"(?i)authorization"):
-            await nats.connect(server.url.replace("nats://", "nats://control:guessed@"), allow_reconnect=False)
+            await client.connect(server.url, user="control", password="guessed", allow_reconnect=False)  # noqa: S106
+        await client.close()
 
 
 async def test_secrets_are_closed_to_others(tmp_path: Path) -> None:
     async with ProcessTree(tmp_path / "run") as tree:
         await tree.start(embedded_nats(tmp_path).child)
-        for name, mode in ((".", 0o700), ("credentials.json", 0o600), ("nats.conf", 0o600), ("store", 0o700)):
+        for name, mode in ((".", 0o700), ("credentials.json", 0o600), ("secrets.conf", 0o600), ("store", 0o700)):
             assert stat.S_IMODE((tmp_path / "nats" / name).stat().st_mode) == mode
 
 

@@ -28,6 +28,7 @@ from modelyard_events.subjects import (
 from modelyard_services.effects.clock import Clock
 from modelyard_services.effects.embedded.children import ProcessTree
 from modelyard_services.effects.embedded.nats import EmbeddedNats, embedded_nats
+from modelyard_services.effects.log.streams import Layout
 from modelyard_services.effects.nats_access.callout import AuthCallout
 from modelyard_services.effects.nats_access.keys import Issuer
 from modelyard_services.effects.nats_access.node_log import NodeLog, offer_node_log
@@ -480,7 +481,7 @@ async def test_a_reader_can_not_write_through_its_consumers_and_replies(target: 
 async def _reader(yard: Yard) -> Client:
     copier = await yard.connect(yard.server.copier_url)
     stream = copier.jetstream()
-    await keep_copy(stream, max_age_seconds=3600)
+    await keep_copy(stream, Layout())
 
     async def copied() -> bool:
         return (await stream.stream_info("EVENTS")).state.messages == 1

@@ -14,7 +14,7 @@ from modelyard_services.effects.embedded.ports import address, port_for
 from modelyard_services.effects.embedded.private import private_directory, read_private, write_private
 from modelyard_services.effects.embedded.process import Child
 from modelyard_services.effects.nats_access.keys import Keys, generate_keys
-from modelyard_services.effects.nats_access.server import authorization, variables
+from modelyard_services.effects.nats_access.server import authorization_file, secrets_file
 
 READY_REPLY_SECONDS_MAX = 1.0
 """A server that listens sends its INFO line at once; one that doesn't within this is not ready yet."""
@@ -55,12 +55,14 @@ def embedded_nats(data_directory: Path, *, host: str = "127.0.0.1", port: int = 
     kept = _kept(directory, host=host, port=port)
     store = private_directory(directory / "store")
     config = directory / "nats.conf"
-    write_private(config, _config(kept, host=host, store=store).encode())
+    write_private(config, _config(kept.port, host=host, store=store).encode())
+    write_private(directory / "authorization.conf", authorization_file().encode())
+    write_private(directory / "secrets.conf", secrets_file(kept.keys).encode())
     endpoint = address(host, kept.port)
     child = Child(
         name="nats",
         argv=(str(nats_server()), "--config", str(config)),
-        ready=lambda: _is_ready(host, kept.port),
+        ready=lambda: is_listening(host, kept.port),
         log_file=directory / "server.log",
     )
     return EmbeddedNats(
@@ -86,15 +88,14 @@ def _kept(directory: Path, *, host: str, port: int) -> _Kept:
     return kept
 
 
-def _config(kept: _Kept, *, host: str, store: Path) -> str:
+def _config(port: int, *, host: str, store: Path) -> str:
     # JSON strings are valid strings of the server's configuration language.
     def quoted(text: str) -> str:
         return msgspec.json.encode(text).decode()
 
     return f"""# Written by modelyard at every start; changes are lost.
-{variables(kept.keys)}
 host: {quoted(host)}
-port: {kept.port}
+port: {port}
 server_name: "modelyard-embedded"
 max_payload: 1MiB
 
@@ -113,11 +114,12 @@ jetstream {{
   limits {{ batch {{ max_inflight_per_stream: 500, max_inflight_total: 1000, max_msgs: 1000, timeout: "10s" }} }}
 }}
 
-{authorization()}"""
+include ./authorization.conf
+"""
 
 
-async def _is_ready(host: str, port: int) -> bool:
-    """Whether clients are served: the listener opens after JetStream has recovered its streams."""
+async def is_listening(host: str, port: int) -> bool:
+    """Whether a server serves clients there: the listener opens after JetStream has recovered its streams."""
     try:
         reader, writer = await asyncio.open_connection(host, port)
     except OSError:

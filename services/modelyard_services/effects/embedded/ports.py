@@ -3,19 +3,36 @@
 Invariant: a server that once had a port gets it again whenever it is free, so addresses written down stay valid.
 """
 
+import secrets
 import socket
+from typing import Final
+
+from modelyard_services.errors import UnavailableError
+
+FREE_PORTS: Final = range(20_000, 32_768)
+"""Below those that Linux gives to outgoing connections: one of these would now and then take a port between our look
+at it and the server's own bind, which for PostgreSQL's first start lie a second apart."""
+
+TRIES_MAX: Final = 1_000
+"""Twelve thousand ports: a machine on which so many tries hit a used one has none left."""
 
 
 def port_for(host: str, *, wanted: int, previous: int | None) -> int:
-    """The port to listen on: `wanted`; if that is 0 the `previous` one if it is free, else any free one."""
+    """The port to listen on: `wanted`; if that is 0 the `previous` one if it is free, else any free one.
+
+    Raises:
+        UnavailableError: none is free.
+    """
     if wanted:
         return wanted
     if previous and _is_free(host, previous):
         return previous
-    with socket.socket(_family(host)) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for _ in range(TRIES_MAX):
+        # At random, so that two starts at the same time don't choose the same.
+        port = secrets.choice(FREE_PORTS)
+        if _is_free(host, port):
+            return port
+    raise UnavailableError(f"no free port from {FREE_PORTS.start} to {FREE_PORTS.stop - 1} on {host}: name one")
 
 
 def address(host: str, port: int) -> str:

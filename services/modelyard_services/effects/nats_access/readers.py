@@ -13,14 +13,17 @@ from nats.js import JetStreamManager
 from nats.js.api import ExternalStream, StreamConfig, StreamSource
 
 from modelyard_events.subjects import EVENTS_STREAM
+from modelyard_services.effects.log.streams import Layout
 
 ORIGIN_API: Final = "$JS.MODELYARD.API"
 ORIGIN_DELIVERY: Final = "modelyard.copy"
 """As `authorization.conf` names what the account of readers may use of the control plane's."""
 
+_NANOSECONDS = 1_000_000_000
 
-async def keep_copy(manager: JetStreamManager, *, max_age_seconds: float, replicas: int = 1) -> None:
-    """Make the copy if it isn't there; `manager` belongs to a client connected as the user `copier`."""
+
+async def keep_copy(manager: JetStreamManager, layout: Layout) -> None:
+    """Make the copy if it isn't there, as big as its origin; `manager` is of a client connected as `copier`."""
     try:
         await manager.stream_info(EVENTS_STREAM)
     except nats.js.errors.NotFoundError:
@@ -28,8 +31,9 @@ async def keep_copy(manager: JetStreamManager, *, max_age_seconds: float, replic
         config = StreamConfig(
             name=EVENTS_STREAM,
             mirror=StreamSource(name=EVENTS_STREAM, external=external),
-            max_age=max_age_seconds,
-            num_replicas=replicas,
+            max_age=layout.events_age_ns / _NANOSECONDS,
+            max_bytes=layout.events_bytes_max,
+            num_replicas=layout.replicas,
             allow_direct=True,
         )
         await manager.add_stream(config)

@@ -1,6 +1,6 @@
-"""What a NATS server has to be told about users and keys: the same text embedded and in production.
+"""What a NATS server has to be told about users and keys: the same files embedded and in production.
 
-Invariant: `authorization.conf` holds no secret; the secrets are variables defined above it, in a file of mode 0600.
+Invariant: `authorization.conf` holds no secret; it includes the `secrets.conf` beside it, which has mode 0600.
 """
 
 from importlib.resources import files
@@ -12,13 +12,13 @@ READERS_ACCOUNT = "READERS"
 """As `authorization.conf` names them."""
 
 
-def authorization() -> str:
-    """The part of the configuration that says who is who."""
+def authorization_file() -> str:
+    """The content of `authorization.conf`: who is who."""
     return files(__package__).joinpath("authorization.conf").read_text()
 
 
-def variables(keys: Keys) -> str:
-    """The secrets that `authorization` refers to, as lines of configuration to put before it.
+def secrets_file(keys: Keys) -> str:
+    """The content of `secrets.conf`.
 
     In quotes on purpose: the server parses an unquoted or environment value, and takes one like `1e9` for a number.
     """
