@@ -38,16 +38,16 @@ class TestServer:
 
     __test__ = False
 
-    def __init__(self, *, url: str, superuser_url: str) -> None:
+    def __init__(self, connection: psycopg.Connection, *, url: str, superuser_url: str) -> None:
+        self._connection = connection
         self._url = url
         self._superuser_url = superuser_url
         self._numbers = itertools.count(1)
 
     def new_database(self) -> Database:
         name = f"test_{next(self._numbers)}"
-        with psycopg.connect(self._superuser_url, autocommit=True) as connection:
-            create = "CREATE DATABASE {} OWNER {} TEMPLATE template0 STRATEGY file_copy"
-            connection.execute(sql.SQL(create).format(sql.Identifier(name), sql.Identifier(USER)))
+        create = "CREATE DATABASE {} OWNER {} TEMPLATE template0 STRATEGY file_copy"
+        self._connection.execute(sql.SQL(create).format(sql.Identifier(name), sql.Identifier(USER)))
         url = self._url.rsplit("/", 1)[0] + f"/{name}"
         return Database(
             url=url,
@@ -57,8 +57,7 @@ class TestServer:
 
     def drop(self, database: Database) -> None:
         name = database.url.rsplit("/", 1)[1]
-        with psycopg.connect(self._superuser_url, autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        self._connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +73,8 @@ def postgres_server() -> Iterator[TestServer]:
         try:
             child = msgspec.structs.replace(embedded.child, argv=(*embedded.child.argv, "--fsync=off"))
             runner.run(tree.start(child))
-            yield TestServer(url=embedded.url, superuser_url=embedded.superuser_url)
+            with psycopg.connect(embedded.superuser_url, autocommit=True) as connection:
+                yield TestServer(connection, url=embedded.url, superuser_url=embedded.superuser_url)
         finally:
             runner.run(tree.stop())
 
