@@ -25,12 +25,37 @@ class CalloutSettings(msgspec.Struct, frozen=True):
 
 
 class ProcessSettings(msgspec.Struct, frozen=True):
-    """One process: its name in logs and events (`api`, `reconciler` …), and where it answers for its health.
+    """One process: its name in logs and events (`api`, `reconciler` …), and the port it answers for its health on.
 
-    `status_port` 0 takes a free port, None answers nowhere.
+    `status_port` 0 takes a free port, None answers nowhere; always on loopback.
     """
 
     process: str
     nats: NatsSettings
-    status_host: str = "127.0.0.1"
     status_port: int | None = None
+
+
+class ReconcilerSettings(msgspec.Struct, frozen=True):
+    """`config_files` are applied before the first pass (rule S3), in the order in which later ones win."""
+
+    process: ProcessSettings
+    config_files: tuple[str, ...] = ()
+
+
+class ProjectorSettings(msgspec.Struct, frozen=True):
+    """`copier_url` reaches NATS as the one who keeps the readers' copy of the lifecycle stream; None keeps none."""
+
+    process: ProcessSettings
+    database_url: str
+    copier_url: str | None = None
+
+
+class ApiSettings(msgspec.Struct, frozen=True):
+    """Where the API listens, and the read model it pages through. `grpc_port` None serves no gRPC."""
+
+    process: ProcessSettings
+    host: str = "127.0.0.1"
+    port: int = 7070
+    grpc_port: int | None = None
+    database_url: str | None = None
+    open_on_loopback: bool = True

@@ -17,11 +17,23 @@ from modelyard_services.api.access import Identify
 from modelyard_services.api.access_commands import AccessCommands
 from modelyard_services.api.freshness import Freshness
 from modelyard_services.api.health import healthz, metrics, readyz
+from modelyard_services.api.logs import Logs
 from modelyard_services.api.model_commands import ModelCommands, ReplicaCommands
 from modelyard_services.api.node_commands import NodeCommands
 from modelyard_services.api.queries import Queries
 from modelyard_services.api.raw_path import DecodePathValues, route_on_raw_path
+from modelyard_services.api.routes import Routes
 from modelyard_services.api.service import Service
+
+CONTROLLERS = (
+    Queries,
+    NodeCommands,
+    ModelCommands,
+    ReplicaCommands,
+    AccessCommands,
+    Logs,
+    Routes,
+)
 
 BODY_BYTES_MAX = 1024 * 1024
 """A request to the control API; a spec of 64 KiB is the largest thing it takes."""
@@ -33,7 +45,16 @@ def build_app(
     """The application over `service`; `gateway` serves `/v1`."""
     api = Router(
         path="/api/v1",
-        route_handlers=[Queries, NodeCommands, ModelCommands, ReplicaCommands, AccessCommands, *handlers],
+        route_handlers=[
+            Queries,
+            NodeCommands,
+            ModelCommands,
+            ReplicaCommands,
+            AccessCommands,
+            Logs,
+            Routes,
+            *handlers,
+        ],
         middleware=[Identify(), Freshness()],
     )
     app = Litestar(

@@ -24,6 +24,7 @@ from modelyard_services.errors import (
     NotFoundError,
     PreconditionError,
 )
+from modelyard_services.router.router import Router
 
 ApiRequest = Request[Any, Identity, State]
 Decide = Callable[[Fleet], Sequence[AnyEvent]]
@@ -44,6 +45,7 @@ class Service(msgspec.Struct, frozen=True):
 
     runtime: Runtime
     access: Access
+    router: Router | None = None
 
     @property
     def fleet(self) -> Fleet:

@@ -34,8 +34,9 @@ def events(  # noqa: PLR0913 - one option per filter
     if follow:
         _follow(session, after, filters)
         return
-    newest = after is None
-    answer = session.get("/events", after=after, limit=limit, newest=newest or None, **filters)
+    if after is None and not any(filters.values()):
+        after = max(0, session.get("/replicas", limit=1)["sequence"] - limit)
+    answer = session.get("/events", after=after, limit=limit, **filters)
     if session.as_json:
         session.show_json(answer)
         return

@@ -1,8 +1,153 @@
-"""`modelyard up`, `worker`, `api` …: the starter of each process."""
+"""`modelyard up`, `worker`, `api` …: each process of an installation, started with its settings.
 
-from cyclopts import App
+Invariant: settings are read here, once, from options and their `MODELYARD_*` variables; secrets have no option's
+default and are best given as variables. Imports are local, so that a query doesn't load a server.
+"""
+
+# ruff: noqa: PLC0415 - a query on the command line must not pay for loading servers
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from modelyard_services.cli import local
+from modelyard_services.settings import (
+    ApiSettings,
+    CalloutSettings,
+    NatsSettings,
+    ProcessSettings,
+    ProjectorSettings,
+    ReconcilerSettings,
+)
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@Parameter(name="*")
+class Common:
+    """Options of every control-plane process."""
+
+    def __init__(
+        self,
+        *,
+        nats_url: str,
+        nats_tls_ca: str | None = None,
+        nats_replicas: int = 1,
+        status_port: int | None = None,
+        log_level: LogLevel = "info",
+    ) -> None:
+        """Take the options.
+
+        Parameters
+        ----------
+        nats_url
+            NATS servers, separated by commas, with the control role's credentials.
+        nats_tls_ca
+            File with the certificate authority of the NATS servers.
+        nats_replicas
+            Replicas of streams that don't exist yet: 3 on a cluster.
+        status_port
+            Where to answer /healthz, /readyz and /metrics on loopback; 0 takes a free port.
+        log_level
+            What to log on stderr.
+        """
+        self.nats = NatsSettings(nats_url, tls_ca=nats_tls_ca, replicas=nats_replicas)
+        self.status_port = status_port
+        self.log_level = log_level
+
+    def process(self, name: str) -> ProcessSettings:
+        """The settings of one process."""
+        return ProcessSettings(name, self.nats, status_port=self.status_port)
+
+    def run(self, serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+        """Run a process until it is told to stop."""
+        from modelyard_services.effects.process import run_process
+
+        run_process(serve, log_level=self.log_level)
 
 
 def register(app: App) -> None:
     """Add the commands to `app`."""
-    del app
+    for command in (local.up, local.worker, api, router, gateway, registrar, reconciler, projector):
+        app.command(command)
+
+
+def api(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7070,
+    grpc_port: int | None = None,
+    database_url: str | None = None,
+    common: Common,
+) -> None:
+    """Run the control API with the gateway and gRPC."""
+    from modelyard_services.api.access import is_loopback
+    from modelyard_services.api.main import serve
+    from modelyard_services.gateway.main import build_gateway
+    from modelyard_services.router.main import serve_grpc
+
+    settings = ApiSettings(
+        process=common.process("api"),
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        database_url=database_url,
+        open_on_loopback=is_loopback(host),
+    )
+    common.run(lambda stop: serve(settings, stop, build_gateway=build_gateway, serve_grpc=serve_grpc))
+
+
+def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, common: Common) -> None:
+    """Run a router alone, behind gRPC."""
+    from modelyard_services.router.main import serve
+
+    common.run(lambda stop: serve(ApiSettings(process=common.process("router"), host=host, grpc_port=grpc_port), stop))
+
+
+def gateway(*, host: str = "127.0.0.1", port: int = 8080, common: Common) -> None:
+    """Run a gateway alone, with its own router in process."""
+    from modelyard_services.gateway.main import serve
+
+    common.run(lambda stop: serve(ApiSettings(process=common.process("gateway"), host=host, port=port), stop))
+
+
+def registrar(
+    *,
+    auto_approve: bool = False,
+    nats_callout_url: str | None = None,
+    nats_issuer_seed: str | None = None,
+    common: Common,
+) -> None:
+    """Run the registrar: decides what workers ask and report, and who may connect to NATS."""
+    from modelyard_services.registrar.main import serve
+    from modelyard_services.registrar.settings import RegistrarSettings
+
+    callout = CalloutSettings(nats_callout_url, nats_issuer_seed) if nats_callout_url and nats_issuer_seed else None
+    settings = RegistrarSettings(common.process("registrar"), auto_approve=auto_approve, callout=callout)
+    common.run(lambda stop: serve(settings, stop))
+
+
+def reconciler(
+    *,
+    config: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    common: Common,
+) -> None:
+    """Run the reconciler: floors, deadlines, drains, liveness; applies the configuration at its start."""
+    from modelyard_services.reconciler.main import serve
+
+    files = tuple(str(file) for file in config or ())
+    common.run(lambda stop: serve(ReconcilerSettings(common.process("reconciler"), config_files=files), stop))
+
+
+def projector(*, database_url: str, nats_copier_url: str | None = None, common: Common) -> None:
+    """Run the projector: the read model in PostgreSQL, and the public lifecycle stream."""
+    from modelyard_services.projector.main import serve
+
+    common.run(
+        lambda stop: serve(
+            ProjectorSettings(common.process("projector"), database_url, copier_url=nats_copier_url), stop
+        )
+    )

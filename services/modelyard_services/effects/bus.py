@@ -3,7 +3,7 @@
 Invariant: nothing here is relied on for truth; a message may be lost, a question may go unanswered.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol
 
 import nats.errors
@@ -19,6 +19,12 @@ Answer = Callable[[str, bytes], Awaitable[bytes]]
 
 LAST_READINGS_MAX = 10_000
 """Telemetry messages read at start: one per node and router; twice the largest fleet we plan for."""
+
+
+ANSWERS_MAX = 10_000
+"""Answers to one question that may wait for us; a log follower that reads slower than that loses lines, not memory."""
+
+NO_RESPONDERS = "503"
 
 
 class Bus(Protocol):
@@ -39,6 +45,11 @@ class Bus(Protocol):
 
     async def answer(self, pattern: str, answer: Answer) -> None:
         """Answer questions on `pattern`."""
+
+    def ask_many(
+        self, subject: str, body: bytes, *, first_seconds: float, silence_seconds: float | None
+    ) -> AsyncGenerator[bytes, None]:
+        """Answers to one question until they stop: none within `first_seconds`, or no more for `silence_seconds`."""
 
 
 class NatsBus:
@@ -77,6 +88,26 @@ class NatsBus:
             await message.respond(await answer(message.subject, message.data))
 
         await self.client.subscribe(pattern, cb=on_message)
+
+    async def ask_many(
+        self, subject: str, body: bytes, *, first_seconds: float, silence_seconds: float | None
+    ) -> AsyncGenerator[bytes, None]:
+        inbox = self.client.new_inbox()
+        answers = await self.client.subscribe(inbox, pending_msgs_limit=ANSWERS_MAX)
+        try:
+            await self.client.publish(subject, body, reply=inbox)
+            patience: float | None = first_seconds
+            while True:
+                try:
+                    message = await answers.next_msg(timeout=patience)
+                except nats.errors.TimeoutError:
+                    return
+                if message.headers and message.headers.get("Status") == NO_RESPONDERS:
+                    return
+                yield message.data
+                patience = silence_seconds
+        finally:
+            await answers.unsubscribe()
 
     async def last_readings(self, hear: Hear) -> None:
         """Call `hear` with the last telemetry of each subject, so that a new process needn't wait for heartbeats."""
@@ -118,6 +149,14 @@ class MemoryBus:
 
     async def answer(self, pattern: str, answer: Answer) -> None:
         self._answers.append((pattern, answer))
+
+    async def ask_many(
+        self, subject: str, body: bytes, *, first_seconds: float, silence_seconds: float | None
+    ) -> AsyncGenerator[bytes, None]:
+        del silence_seconds  # nobody is slow here
+        answered = await self.ask(subject, body, timeout_seconds=first_seconds)
+        if answered is not None:
+            yield answered
 
 
 def _matches(pattern: str, subject: str) -> bool:

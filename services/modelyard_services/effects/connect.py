@@ -3,6 +3,7 @@
 Invariant: what comes out of here was verified: the log is the one our configuration describes, durable and atomic.
 """
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from modelyard_services.effects.log.endpoint import NatsEndpoint, connect
 from modelyard_services.effects.log.jetstream import JetStreamLog
 from modelyard_services.effects.log.streams import Layout, declare_streams
 from modelyard_services.effects.runtime import Connected, Runtime
+from modelyard_services.effects.status import serve_status
 from modelyard_services.settings import NatsSettings, ProcessSettings
 
 
@@ -49,6 +51,16 @@ async def connected(settings: NatsSettings, process: str) -> AsyncIterator[Conne
         await client.close()
 
 
-def open_runtime(settings: ProcessSettings) -> Runtime:
-    """The runtime of one process, to be entered as a context."""
-    return Runtime(settings.process, partial(connected, settings.nats, settings.process))
+@contextlib.asynccontextmanager
+async def open_runtime(settings: ProcessSettings) -> AsyncIterator[Runtime]:
+    """The runtime of one process, which answers for its health where the settings say."""
+    async with Runtime(settings.process, partial(connected, settings.nats, settings.process)) as runtime:
+        if settings.status_port is None:
+            yield runtime
+            return
+        status = asyncio.create_task(serve_status(settings.status_port, lambda: runtime.problems), name="status")
+        try:
+            yield runtime
+        finally:
+            status.cancel()
+            await asyncio.gather(status, return_exceptions=True)

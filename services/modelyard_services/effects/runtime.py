@@ -63,6 +63,7 @@ class Runtime:
         self._away: str | None = "connecting"
         self._on_connect: list[Callable[[Bus], Awaitable[None]]] = []
         self._on_report: list[Callable[[RouterReport], None]] = []
+        self._problem_sources: list[Callable[[], list[str]]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -98,11 +99,15 @@ class Runtime:
             found.append("nats: reconnecting")
         elif self.feed.lag > LAG_READY_MAX:
             found.append(f"feed: {self.feed.lag} sequences behind the log")
-        return found
+        return [*found, *(problem for source in self._problem_sources for problem in source())]
 
     @property
     def ready(self) -> bool:
         return not self.problems
+
+    def on_problems(self, source: Callable[[], list[str]]) -> None:
+        """Count what `source()` names among the reasons why the process isn't ready."""
+        self._problem_sources.append(source)
 
     def on_batch(self, callback: OnBatch) -> None:
         """Call `callback(events, touched)` after each folded slice of whole batches."""

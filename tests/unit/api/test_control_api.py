@@ -13,7 +13,6 @@ from modelyard_events.spec import revision_of
 from modelyard_services import errors
 from modelyard_services.api.access import Access
 from modelyard_services.api.app import build_app
-from modelyard_services.api.problems import STATUS_OF
 from modelyard_services.api.service import Service
 from modelyard_services.effects.bus import MemoryBus
 from modelyard_services.effects.log.memory import MemoryLog
@@ -247,7 +246,7 @@ def test_every_error_code_has_its_status() -> None:
             *[codes(child) for child in kind.__subclasses__() if child.__module__ == errors.__name__]
         )
 
-    assert codes(errors.ModelyardError) <= STATUS_OF.keys()
+    assert codes(errors.ModelyardError) <= errors.STATUS_OF.keys()
 
 
 SPEC = {"command": ["serve", "--port", "{port}"], "vram": "10GiB"}

@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from secrets import token_hex
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import msgspec
 from msgspec import Struct
@@ -138,8 +138,8 @@ class Line(asyncio.Protocol):
         return events
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  what create_connection makes
-        self._transport = transport
+        # What create_connection makes; a check by type would refuse uvloop's, which has the methods and not the base.
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(f"connection lost: {exc or 'closed by the server'}")

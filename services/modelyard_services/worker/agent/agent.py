@@ -40,8 +40,8 @@ from modelyard_services.worker.agent.inventory import Inventory
 from modelyard_services.worker.agent.reporter import Reporter
 from modelyard_services.worker.agent.settings import WorkerSettings
 from modelyard_services.worker.agent.steps import Start, Step, Stop, TellStopped, steps
-from modelyard_services.worker.processes.running import StartRequest
 from modelyard_services.worker.processes.kept import ProcessFact
+from modelyard_services.worker.processes.running import StartRequest
 from modelyard_services.worker.processes.supervisor import Processes, StillAliveError
 
 CONVERGE_SECONDS: Final = 5.0

@@ -17,8 +17,8 @@ from modelyard_services.worker.agent.link import linked
 from modelyard_services.worker.agent.settings import WorkerSettings
 from modelyard_services.worker.gpus import discover
 from modelyard_services.worker.machine import Machine
-from modelyard_services.worker.processes.running import ProcessesSettings
 from modelyard_services.worker.processes.kept import ProcessFact
+from modelyard_services.worker.processes.running import ProcessesSettings
 from modelyard_services.worker.processes.supervisor import Processes
 
 IDLE_NS: Final = 5_000_000_000

@@ -1,0 +1,257 @@
+"""`modelyard up` and `modelyard worker`: an installation on this machine, and one node of any installation."""
+
+# ruff: noqa: PLC0415 - a query on the command line must not pay for loading servers
+
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+from cyclopts import Parameter
+
+from modelyard_events.ids import LabelKey
+from modelyard_events.names import label_value, node_name, operator_label_key
+from modelyard_events.sizes import parse_size, parse_vram_budget
+from modelyard_services.cli.session import CommandFailedError, console
+from modelyard_services.errors import InvalidRequestError
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def up(  # noqa: PLR0913 - one option per setting
+    *,
+    data_dir: Path = Path("data"),
+    host: str = "127.0.0.1",
+    port: int = 7070,
+    grpc_port: int = 0,
+    nats_port: int = 0,
+    nats_url: str | None = None,
+    database_url: str | None = None,
+    config: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    workers: int = 1,
+    vram: str | None = None,
+    auto_approve: bool | None = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run everything on this machine: servers, control plane, workers. Data stays in --data-dir.
+
+    Parameters
+    ----------
+    data_dir
+        Where data, logs, sockets and secrets are kept.
+    host
+        Where API, gateway and NATS listen; tokens are required beyond loopback.
+    port
+        Of control API and gateway; 0 takes a free one.
+    grpc_port
+        Of gRPC; 0 takes a free one.
+    nats_port
+        Of the embedded NATS server; 0 takes a free one.
+    nats_url
+        Use these NATS servers instead of the embedded one.
+    database_url
+        Use this PostgreSQL instead of the embedded one.
+    config
+        Models and schedules, applied at every start; may be given several times.
+    workers
+        Local workers; they divide what the machine has.
+    vram
+        What each local worker without a GPU may use of the RAM.
+    auto_approve
+        Admit nodes without asking; by default only on loopback.
+    log_level
+        What the processes log in the data directory.
+    """
+    from modelyard_services.api.access import is_loopback
+    from modelyard_services.effects.documents import read_environment, read_file
+    from modelyard_services.effects.process import run_process
+    from modelyard_services.policy.configuration import Document, read_documents
+    from modelyard_services.supervisor.settings import Endpoints, UpSettings
+    from modelyard_services.supervisor.up import up as run_up
+
+    files = tuple(config or ())
+    # A bad file stops the start before anything runs (rule S3).
+    read_documents([Document(*read) for read in read_environment(local_environment())])
+    read_documents([Document(*read_file(file, source="file")) for file in files])
+    settings = UpSettings(
+        data_dir=data_dir,
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        nats_port=nats_port,
+        nats_url=nats_url,
+        database_url=database_url,
+        config_files=files,
+        workers=workers,
+        worker_vram=(vram,) if vram else (),
+        auto_approve=is_loopback(host) if auto_approve is None else auto_approve,
+        log_level=log_level,
+    )
+
+    def on_ready(endpoints: Endpoints) -> None:
+        out = console()
+        for name, value in msgspec.structs.asdict(endpoints).items():
+            shown = "(in endpoints.json)" if name in {"registration_token", "token", "database_url"} else value
+            if value is not None:
+                out.print(f"{name:<20} {shown}", highlight=False)
+        out.print(f"ready; {data_dir / 'endpoints.json'} has the secrets, Ctrl-C stops", highlight=False)
+        sys.stdout.flush()
+
+    run_process(lambda stop: run_up(settings, stop, on_ready=on_ready), log_level="warning")
+
+
+def worker(  # noqa: PLR0913 - one option per setting
+    *,
+    name: str | None = None,
+    advertise: str = "127.0.0.1",
+    host: str | None = None,
+    endpoints: Path | None = None,
+    nats_url: str | None = None,
+    nats_tls_ca: str | None = None,
+    registration_token: str | None = None,
+    config: Path | None = None,
+    label: Annotated[list[str] | None, Parameter(negative="")] = None,
+    vram: str | None = None,
+    vram_budget: str | None = None,
+    gpus: str | None = None,
+    share: str = "1/1",
+    max_replicas_per_model: int = 1,
+    node_type: Literal["backend", "agent"] = "backend",
+    state_dir: Path = Path("worker-state"),
+    port_range: str = "20000-29999",
+    allow_command: Annotated[list[str] | None, Parameter(negative="")] = None,
+    at_end: Literal["end", "keep"] = "end",
+    log_level: LogLevel = "info",
+) -> None:
+    """Run one node: registers, runs the models placed on it, tells what happens.
+
+    Parameters
+    ----------
+    name
+        The node's name; by default the machine's.
+    advertise
+        The address under which routers reach its replicas.
+    host
+        Where replicas listen; by default loopback when that is advertised, else everywhere.
+    endpoints
+        The endpoints.json of an installation: its NATS and its registration token.
+    nats_url
+        The NATS servers, without credentials.
+    nats_tls_ca
+        File with the certificate authority of the NATS servers.
+    registration_token
+        What the node registers with.
+    config
+        A YAML file with these options, by their names.
+    label
+        key=value; may be given several times.
+    vram
+        What models may use of the RAM on a node without a GPU.
+    vram_budget
+        What models may use of the VRAM: 80%, 12GiB.
+    gpus
+        The GPUs to use: 0,2, all or none.
+    share
+        Which part of how many of the machine this worker has.
+    max_replicas_per_model
+        Replicas of one model that the node takes.
+    node_type
+        A backend hosts models, an agent never does.
+    state_dir
+        Where it keeps what must survive its restart.
+    port_range
+        Where replicas listen.
+    allow_command
+        A pattern of commands that may be run; may be given several times, all are allowed without.
+    at_end
+        What a stop does with the replicas: end them and depart, or keep them for the next worker.
+    log_level
+        What to log on stderr.
+    """
+    from modelyard_services.effects.process import run_process
+    from modelyard_services.worker.agent.main import serve
+    from modelyard_services.worker.agent.settings import WorkerSettings
+
+    given = _from_file(config)
+    reached = _reached(endpoints, nats_url or given.get("nats_url"), registration_token)
+    part, parts = _share(share)
+    settings = WorkerSettings(
+        name=node_name(name or given.get("name") or socket.gethostname(), field="name"),
+        nats_url=reached[0],
+        registration_token=reached[1],
+        tls_ca=nats_tls_ca,
+        state_dir=state_dir.resolve(),
+        host=host or ("127.0.0.1" if advertise == "127.0.0.1" else "0.0.0.0"),  # noqa: S104 - others must reach it
+        advertise=given.get("advertise", advertise),
+        node_type=node_type,
+        labels=_labels([*given.get("label", []), *(label or [])]),
+        vram=None if vram is None else parse_size(vram, field="vram"),
+        vram_budget=parse_vram_budget(vram_budget),
+        gpus=gpus,
+        share=(part, parts),
+        max_replicas_per_model=max_replicas_per_model,
+        ports=_ports(port_range),
+        allow_commands=tuple(allow_command or ()),
+        at_end=at_end,
+    )
+    run_process(lambda stop: serve(settings, stop), log_level=log_level)
+
+
+def local_environment() -> dict[str, str]:
+    """The environment, read at this edge only."""
+    import os
+
+    return dict(os.environ)
+
+
+def _from_file(config: Path | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    try:
+        given = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise CommandFailedError(f"{config}: {error}") from error
+    known = {"name", "advertise", "nats_url", "label"}
+    if not isinstance(given, dict) or given.keys() - known:
+        raise CommandFailedError(f"{config}: holds other than {', '.join(sorted(known))}")
+    return given
+
+
+def _reached(endpoints: Path | None, nats_url: str | None, token: str | None) -> tuple[str, str]:
+    if endpoints is not None:
+        try:
+            known = msgspec.json.decode(endpoints.read_bytes(), type=dict[str, Any])
+        except (OSError, msgspec.DecodeError) as error:
+            raise CommandFailedError(f"{endpoints}: {error}") from error
+        nats_url, token = nats_url or known.get("nats_url"), token or known.get("registration_token")
+    if not nats_url or not token:
+        raise CommandFailedError("give --endpoints FILE, or --nats-url and --registration-token")
+    return nats_url, token
+
+
+def _labels(pairs: list[str]) -> dict[LabelKey, str]:
+    found: dict[LabelKey, str] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise InvalidRequestError(f"{pair!r} isn't key=value", field="label", value=pair)
+        found[operator_label_key(key)] = label_value(value)
+    return found
+
+
+def _share(text: str) -> tuple[int, int]:
+    part, sign, parts = text.partition("/")
+    if not (sign and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise InvalidRequestError(f"{text!r} isn't a share; write 1/1, 2/3", field="share", value=text)
+    return int(part) - 1, int(parts)
+
+
+def _ports(text: str) -> Any:
+    from modelyard_services.worker.processes.ports import PortRange
+
+    first, sign, last = text.partition("-")
+    if not (sign and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise InvalidRequestError(f"{text!r} isn't a range; write 20000-29999", field="port_range", value=text)
+    return PortRange(int(first), int(last))

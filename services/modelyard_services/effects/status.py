@@ -1,0 +1,44 @@
+"""Is a process alive, is it ready, and its figures: `/healthz`, `/readyz`, `/metrics` on loopback.
+
+Invariant: open without a token, so it never listens beyond loopback.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from modelyard_services.effects.http_server import serve_http
+
+STATUS_HOST: Final = "127.0.0.1"
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+async def serve_status(port: int, problems: Callable[[], list[str]]) -> None:
+    """Answer on `port` until cancelled; ready while `problems()` is empty."""
+
+    async def app(scope: dict[str, Any], _receive: object, send: Send) -> None:
+        await _answer(scope["path"], problems, send)
+
+    await serve_http(app, host=STATUS_HOST, port=port)
+
+
+async def _answer(path: str, problems: Callable[[], list[str]], send: Send) -> None:
+    if path == "/healthz":
+        await _send(send, 200, "application/json", b'{"status":"alive"}')
+    elif path == "/readyz":
+        found = problems()
+        body = {"status": "not ready" if found else "ready", "problems": found}
+        await _send(send, 503 if found else 200, "application/json", msgspec.json.encode(body))
+    elif path == "/metrics":
+        await _send(send, 200, CONTENT_TYPE_LATEST, generate_latest())
+    else:
+        await _send(send, 404, "application/json", b'{"code":"not_found"}')
+
+
+async def _send(send: Send, status: int, media_type: str, body: bytes) -> None:
+    headers = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,197 @@
+"""`modelyard up`: servers, control plane and local workers as one process tree, until it is told to stop.
+
+Invariant: what is started is ended, in reverse order, whatever ends us; data stays in the data directory, so the
+next start goes on where this one stopped.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+import structlog
+
+from modelyard_services.effects.embedded.children import ProcessTree
+from modelyard_services.effects.embedded.nats import embedded_nats
+from modelyard_services.effects.embedded.ports import address, port_for
+from modelyard_services.effects.embedded.postgres import embedded_postgres
+from modelyard_services.effects.embedded.private import private_directory, read_private, write_private
+from modelyard_services.settings import NatsSettings, ProcessSettings
+from modelyard_services.supervisor.bootstrap import Secrets, admit, secrets_of
+from modelyard_services.supervisor.programs import program
+from modelyard_services.supervisor.settings import Endpoints, UpSettings
+
+Given = TypeVar("Given")
+
+LOOPBACK: Final = "127.0.0.1"
+WORKER_PREFIX: Final = "local"
+
+_log = structlog.get_logger(__name__)
+
+
+class Ports(msgspec.Struct, frozen=True):
+    """Ports that stay over restarts, so that what was written down stays true."""
+
+    http: int = 0
+    grpc: int = 0
+    registrar: int = 0
+    reconciler: int = 0
+    projector: int = 0
+
+
+async def up(settings: UpSettings, stop: asyncio.Event, *, on_ready: Callable[[Endpoints], None]) -> None:
+    """Run everything until `stop` is set or a child can't be kept up.
+
+    Raises:
+        DataDirectoryInUseError: another `up` runs on the data directory.
+        ChildFailedError: a child didn't start, or crashed again and again.
+    """
+    data_dir = private_directory(settings.data_dir.resolve())
+    async with ProcessTree(data_dir / "run") as tree:
+        yard = _Yard(settings, data_dir, tree)
+        endpoints = await yard.start()
+        write_private(data_dir / "endpoints.json", msgspec.json.format(msgspec.json.encode(endpoints)))
+        on_ready(endpoints)
+        await _until(stop, tree)
+
+
+async def _until(stop: asyncio.Event, tree: ProcessTree) -> None:
+    stopping = asyncio.create_task(stop.wait())
+    failing = asyncio.create_task(tree.failure())
+    try:
+        done, _pending = await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+    if failing in done:
+        raise failing.result()
+    failing.cancel()
+
+
+class _Yard:
+    """One start of everything, in order: servers, secrets, control plane, workers."""
+
+    def __init__(self, settings: UpSettings, data_dir: Path, tree: ProcessTree) -> None:
+        self._settings = settings
+        self._data_dir = data_dir
+        self._tree = tree
+        self._logs = private_directory(data_dir / "logs")
+        self._ports = _ports(settings, data_dir)
+        self._environment = dict(os.environ)
+
+    async def start(self) -> Endpoints:
+        beyond = self._settings.host != LOOPBACK
+        secrets = secrets_of(self._data_dir, beyond_loopback=beyond)
+        nats_url = await self._start_nats()
+        database_url = await self._start_postgres()
+        self._environment["MODELYARD_DATABASE_URL"] = database_url
+        await admit(secrets, ProcessSettings("up", NatsSettings(self._environment["MODELYARD_NATS_URL"])))
+        await self._start_control_plane()
+        endpoints = self._endpoints(secrets, nats_url, database_url)
+        await self._start_workers(endpoints)
+        return endpoints
+
+    async def _start_nats(self) -> str:
+        """Start the server or take the one given; the URL that workers use."""
+        if self._settings.nats_url is not None:
+            self._environment["MODELYARD_NATS_URL"] = self._settings.nats_url
+            return self._settings.nats_url
+        server = embedded_nats(self._data_dir, host=self._settings.host, port=self._settings.nats_port)
+        await self._tree.start(server.child)
+        self._environment["MODELYARD_NATS_URL"] = server.control_url
+        self._environment["MODELYARD_NATS_CALLOUT_URL"] = server.callout_url
+        self._environment["MODELYARD_NATS_ISSUER_SEED"] = server.keys.issuer_seed
+        self._environment["MODELYARD_NATS_COPIER_URL"] = server.copier_url
+        return server.url
+
+    async def _start_postgres(self) -> str:
+        if self._settings.database_url is not None:
+            return self._settings.database_url
+        server = await asyncio.to_thread(embedded_postgres, self._data_dir)
+        await self._tree.start(server.child)
+        return server.url
+
+    async def _start_control_plane(self) -> None:
+        settings, ports = self._settings, self._ports
+        approve = "--auto-approve" if settings.auto_approve else "--no-auto-approve"
+        config = [word for file in settings.config_files for word in ("--config", str(file.resolve()))]
+        listen = ("--host", settings.host, "--port", str(ports.http), "--grpc-port", str(ports.grpc))
+        async with asyncio.TaskGroup() as starts:
+            for name, arguments, port in (
+                ("registrar", (approve,), ports.registrar),
+                ("reconciler", tuple(config), ports.reconciler),
+                ("projector", (), ports.projector),
+            ):
+                starts.create_task(self._start_program(name, (*arguments, "--status-port", str(port)), port))
+            starts.create_task(self._start_program("api", listen, ports.http, healthy="/healthz"))
+
+    async def _start_program(
+        self, name: str, arguments: tuple[str, ...], port: int, *, healthy: str = "/readyz"
+    ) -> None:
+        host = LOOPBACK if self._settings.host in {"0.0.0.0", "::", LOOPBACK} or name != "api" else self._settings.host  # noqa: S104 - compared
+        child = program(
+            name,
+            (name, *arguments, "--log-level", self._settings.log_level),
+            environment=self._environment,
+            log_directory=self._logs,
+            ready_url=f"http://{address(host, port)}{healthy}",
+        )
+        await self._tree.start(child)
+
+    async def _start_workers(self, endpoints: Endpoints) -> None:
+        async with asyncio.TaskGroup() as starts:
+            for number in range(self._settings.workers):
+                starts.create_task(self._start_worker(number, endpoints))
+
+    async def _start_worker(self, number: int, endpoints: Endpoints) -> None:
+        settings, name = self._settings, f"{WORKER_PREFIX}-{number + 1}"
+        labels = _of(settings.worker_labels, number, {})
+        vram = _of(settings.worker_vram, number, "")
+        arguments = ["worker", "--name", name, "--state-dir", str(self._data_dir / "workers" / name)]
+        arguments += ["--share", f"{number + 1}/{settings.workers}", "--log-level", settings.log_level]
+        arguments += [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
+        arguments += ["--vram", vram] if vram else []
+        own = {key: value for key, value in self._environment.items() if not key.startswith("MODELYARD_")}
+        own |= {
+            "MODELYARD_NATS_URL": endpoints.nats_url,
+            "MODELYARD_REGISTRATION_TOKEN": endpoints.registration_token,
+        }
+        child = program(name, tuple(arguments), environment=own, log_directory=self._logs, ready_url=None)
+        await self._tree.start(child)
+
+    def _endpoints(self, secrets: Secrets, nats_url: str, database_url: str) -> Endpoints:
+        host = LOOPBACK if self._settings.host in {"0.0.0.0", "::"} else self._settings.host  # noqa: S104 - compared
+        url = f"http://{address(host, self._ports.http)}"
+        return Endpoints(
+            api_url=url,
+            gateway_url=f"{url}/v1",
+            grpc_address=address(host, self._ports.grpc),
+            nats_url=nats_url,
+            database_url=database_url,
+            registration_token=secrets.registration_token,
+            token=secrets.token,
+        )
+
+
+def _of(given: Sequence[Given], number: int, otherwise: Given) -> Given:
+    """The `number`th of what was given, the last where fewer were."""
+    return given[min(number, len(given) - 1)] if given else otherwise
+
+
+def _ports(settings: UpSettings, data_dir: Path) -> Ports:
+    file = data_dir / "ports.json"
+    before = read_private(file, Ports) or Ports()
+    taken: list[int] = []
+    for host, wanted, previous in (
+        (settings.host, settings.port, before.http),
+        (settings.host, settings.grpc_port, before.grpc),
+        (LOOPBACK, 0, before.registrar),
+        (LOOPBACK, 0, before.reconciler),
+        (LOOPBACK, 0, before.projector),
+    ):
+        taken.append(port_for(host, wanted=wanted, previous=previous))
+    ports = Ports(*taken)
+    if ports != before:
+        write_private(file, msgspec.json.encode(ports))
+    return ports
