@@ -18,15 +18,15 @@ from modelyard_services.effects.documents import read_environment, read_file
 from modelyard_services.effects.journal import Decide
 from modelyard_services.effects.process import until
 from modelyard_services.effects.runtime import Runtime
-from modelyard_services.errors import NotYetError, UnavailableError
+from modelyard_services.errors import UnavailableError
 from modelyard_services.policy.configuration import Configuration, Document, read_documents
 from modelyard_services.policy.models import define
 from modelyard_services.policy.schedules import set_schedule
 from modelyard_services.reconciler.loop import Reconciler
 from modelyard_services.settings import ReconcilerSettings
 
-READY_SECONDS: Final = 5.0
-RETRY_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 0.2
+"""While the log is away: a start is waited for."""
 
 ACTOR: Final = Actor("system", "configuration")
 
@@ -47,9 +47,11 @@ async def serve(settings: ReconcilerSettings, stop: asyncio.Event) -> None:
 
 
 async def _work(runtime: Runtime, configuration: Configuration, pending: list[str]) -> None:
+    # It hears what led to what from the first event on, so it is there before anything is applied.
+    reconciler = Reconciler(runtime)
     await apply(runtime, configuration)
     pending.clear()
-    await Reconciler(runtime).run()
+    await reconciler.run()
 
 
 def read_configuration(settings: ReconcilerSettings) -> Configuration:
@@ -77,9 +79,9 @@ async def apply(runtime: Runtime, configuration: Configuration) -> None:
 async def _commit(runtime: Runtime, decide: Decide) -> None:
     while True:
         try:
-            await runtime.wait_ready(timeout_seconds=READY_SECONDS)
+            # Not waiting for readiness, which waits for this: what an older fold decides, the guards refuse.
             await runtime.journal.commit(runtime.envelope(ACTOR), decide)
-        except (UnavailableError, NotYetError) as away:
+        except UnavailableError as away:
             _log.warning("the configuration has to wait", problem=away.detail)
             await runtime.clock.sleep(RETRY_SECONDS)
         else:
