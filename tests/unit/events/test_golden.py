@@ -1,0 +1,63 @@
+"""What was published once is read for ever: every tag has a golden file, byte for byte.
+
+A golden file is the body of a log message. Write a new tag's with
+`python -c "from tests.unit.events.test_golden import write_missing; write_missing()"`; never change a released one.
+"""
+
+from pathlib import Path
+
+import pytest
+from tests.support.samples import ENVELOPE, RETIRED, SAMPLES
+
+from modelyard_events.codec import TAGS, decode, encode
+from modelyard_events.envelope import AnyEvent, Recorded
+from modelyard_events.upcasters import UPCASTERS
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+def golden(tag: str) -> bytes:
+    return (GOLDEN / f"{tag}.json").read_bytes().rstrip(b"\n")
+
+
+def read(body: bytes) -> Recorded:
+    return decode(body, sequence=1, time_ns=0, event_id="e")
+
+
+def write_missing() -> None:
+    """Write the golden files of tags that have none yet."""
+    for tag, event in SAMPLES.items():
+        path = GOLDEN / f"{tag}.json"
+        if not path.exists():
+            path.write_bytes(encode(event, ENVELOPE) + b"\n")
+
+
+def test_every_tag_ever_published_has_a_golden_file_and_every_file_a_tag() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.json")} == TAGS.keys() | UPCASTERS.keys()
+
+
+def test_every_tag_has_a_sample() -> None:
+    assert SAMPLES.keys() == TAGS.keys()
+    assert RETIRED.keys() == UPCASTERS.keys()
+
+
+@pytest.mark.parametrize("tag", sorted(TAGS))
+def test_a_golden_body_decodes_to_the_same_event_and_encodes_to_the_same_bytes(tag: str) -> None:
+    recorded = read(golden(tag))
+    assert recorded.event == SAMPLES[tag]
+    assert recorded.envelope == ENVELOPE
+    assert encode(recorded.event, recorded.envelope) == golden(tag)
+
+
+@pytest.mark.parametrize("tag", sorted(RETIRED))
+def test_a_retired_tag_still_decodes_to_what_it_meant(tag: str) -> None:
+    expected: AnyEvent = RETIRED[tag]
+    assert read(golden(tag)).event == expected
+    assert read(golden(tag)).envelope == ENVELOPE
+
+
+@pytest.mark.parametrize("tag", sorted(TAGS))
+def test_a_sample_sets_every_field_so_that_its_golden_file_holds_every_field(tag: str) -> None:
+    event = SAMPLES[tag]
+    fields = event.__struct_fields__
+    assert all(f'"{field}":'.encode() in golden(tag) for field in fields)
