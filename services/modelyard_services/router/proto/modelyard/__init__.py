@@ -1,0 +1,1 @@
+"""The gRPC contract `modelyard.v1` and the code generated from it."""

@@ -1,0 +1,126 @@
+"""gRPC `modelyard.v1.Scheduler` on a router: leases for callers elsewhere, changes for those who watch.
+
+Invariant: a lease handed out here expires unless renewed, for nothing tells when its holder dies (rule T2).
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, Final
+
+import grpc.aio
+
+from modelyard_events.envelope import Actor, instant
+from modelyard_events.ids import ModelName
+from modelyard_services.errors import (
+    InvalidRequestError,
+    ModelyardError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
+from modelyard_services.router import leases
+from modelyard_services.router.changes import changes, timestamp
+from modelyard_services.router.failures import failure
+from modelyard_services.router.loading import Caller
+from modelyard_services.router.proto.modelyard.v1 import scheduler_pb2 as pb
+from modelyard_services.router.proto.modelyard.v1.scheduler_pb2_grpc import SchedulerServicer
+from modelyard_services.router.router import WAIT_SECONDS, Ask, Router
+
+WATCHERS_MAX: Final = 128
+"""Each reads the log on a connection of its own."""
+
+WAIT_SECONDS_MAX: Final = 600.0
+
+Authenticate = Callable[[Mapping[str, str]], Actor]
+"""The actor behind a call's metadata; raises `UnauthorizedError` or `ForbiddenError`."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Scheduler(SchedulerServicer):
+    """The service. Without `authenticate` anybody may ask: for loopback only."""
+
+    def __init__(self, router: Router, *, authenticate: Authenticate | None = None) -> None:
+        self._router = router
+        self._authenticate = authenticate
+        self._watchers = 0
+
+    async def Route(self, request: pb.RouteRequest, context: Context) -> pb.Lease:  # noqa: N802 - gRPC's
+        async with _told(context):
+            caller = self._caller(context)
+            wait_seconds = request.wait_seconds if request.HasField("wait_seconds") else WAIT_SECONDS
+            if not request.model:
+                raise InvalidRequestError("a route needs a model", field="model")
+            if not 0 <= wait_seconds <= WAIT_SECONDS_MAX:
+                raise InvalidRequestError(
+                    f"waits lie in 0 … {WAIT_SECONDS_MAX:g} s", field="wait_seconds", value=wait_seconds
+                )
+            ask = Ask(wait_seconds, lease_seconds=leases.LEASE_SECONDS, caller=caller)
+            return _lease(await self._router.route(request.model, ask))
+        raise AssertionError("an error ends the call")
+
+    async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:  # noqa: N802
+        async with _told(context):
+            self._caller(context)
+            return pb.ReleaseResponse(released=self._router.release(request.lease))
+        raise AssertionError("an error ends the call")
+
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.Lease:  # noqa: N802
+        async with _told(context):
+            self._caller(context)
+            renewed = self._router.renew(request.lease)
+            if renewed is None:
+                raise NotFoundError(f"this router holds no lease {request.lease!r} (any more)", field="lease")
+            return _lease(renewed)
+        raise AssertionError("an error ends the call")
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Change]:  # noqa: N802
+        async with _told(context):
+            self._caller(context)
+            with self._watcher():
+                log = self._router.runtime.log
+                if log is None:
+                    raise UnavailableError("the log is away", retry_after_seconds=2)
+                after = request.after if request.HasField("after") else self._router.runtime.fleet.sequence
+                model = ModelName(request.model) if request.model else None
+                async for change in changes(log, after=after, model=model):
+                    yield change
+
+    @contextlib.contextmanager
+    def _watcher(self) -> Iterator[None]:
+        if self._watchers >= WATCHERS_MAX:
+            raise OverloadedError(f"{WATCHERS_MAX} watch already", retry_after_seconds=5)
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+
+    def _caller(self, context: Context) -> Caller:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        actor = Actor("client", "anonymous") if self._authenticate is None else self._authenticate(metadata)
+        return Caller(actor, metadata.get("traceparent"))
+
+
+@contextlib.asynccontextmanager
+async def _told(context: Context) -> AsyncIterator[None]:
+    """Turns a known error into the call's status."""
+    try:
+        yield
+    except ModelyardError as error:
+        status, detail, trailing = failure(error)
+        await context.abort(status, detail, trailing)
+
+
+def _lease(lease: leases.Lease) -> pb.Lease:
+    expires_at = None if lease.expires_at_ns is None else timestamp(instant(lease.expires_at_ns))
+    return pb.Lease(
+        lease=lease.lease,
+        node=lease.node,
+        model=lease.model,
+        replica=lease.replica,
+        replica_index=lease.replica_index,
+        address=lease.address,
+        revision=lease.revision,
+        expires_at=expires_at,
+    )

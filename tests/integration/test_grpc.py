@@ -1,0 +1,147 @@
+"""gRPC `modelyard.v1.Scheduler` on a real NATS server: leases, typed errors, watching from a sequence, health."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import cast
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.support.given import a_drain
+from tests.support.nats_servers import Servers
+from tests.support.scheduler_code import CONTRACT, SERVICES, generate
+from tests.support.yard import Yard, a_router, a_yard, leases_on
+
+from modelyard_services.errors import STATUS_OF
+from modelyard_services.router.failures import DETAIL_KEY, GRPC_STATUS
+from modelyard_services.router.main import scheduler
+from modelyard_services.router.proto.modelyard.v1 import scheduler_pb2 as pb
+from modelyard_services.router.proto.modelyard.v1.scheduler_pb2_grpc import SchedulerStub
+from modelyard_services.router.router import Router
+
+NO_PROXY = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
+
+
+@pytest.fixture
+async def yard(nats_r1: Servers) -> AsyncIterator[Yard]:
+    async with a_yard(nats_r1.url) as yard:
+        yield yard
+    await nats_r1.forget()
+
+
+@contextlib.asynccontextmanager
+async def a_channel(yard: Yard) -> AsyncIterator[tuple[Router, grpc.aio.Channel]]:
+    async with (
+        a_router(yard.url) as router,
+        scheduler(router, "127.0.0.1:0") as address,
+        grpc.aio.insecure_channel(address, options=NO_PROXY) as channel,
+    ):
+        yield router, channel
+
+
+async def test_a_lease_is_routed_renewed_and_released_once(yard: Yard) -> None:
+    """T2: it expires unless renewed, for nothing tells when its holder dies."""
+    await yard.model(nodes=["n1"])
+    await yard.ready("r-1", node="n1")
+    async with a_channel(yard) as (router, channel):
+        stub = SchedulerStub(channel)  # type: ignore[no-untyped-call]  # generated
+        lease = await stub.Route(pb.RouteRequest(model="m"))
+        assert (lease.node, lease.replica, lease.model) == ("n1", "r-1", "m")
+        assert lease.address.startswith("127.0.0.1:")
+        assert leases_on(router, "r-1") == 1
+        renewed = await stub.Renew(pb.RenewRequest(lease=lease.lease))
+        assert renewed.expires_at.ToNanoseconds() > lease.expires_at.ToNanoseconds()
+        assert (await stub.Release(pb.ReleaseRequest(lease=lease.lease))).released
+        assert not (await stub.Release(pb.ReleaseRequest(lease=lease.lease))).released
+        assert leases_on(router, "r-1") == 0
+        with pytest.raises(grpc.aio.AioRpcError) as gone:
+            await stub.Renew(pb.RenewRequest(lease=lease.lease))
+        assert gone.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_errors_bear_a_status_and_their_details(yard: Yard) -> None:
+    """T8."""
+    await yard.model(nodes=["n1"])
+    async with a_channel(yard) as (_router, channel):
+        stub = SchedulerStub(channel)  # type: ignore[no-untyped-call]  # generated
+        for request, status, code in (
+            (pb.RouteRequest(model="nobody"), grpc.StatusCode.NOT_FOUND, "model_unknown"),
+            (pb.RouteRequest(), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
+            (pb.RouteRequest(model="m", wait_seconds=-1), grpc.StatusCode.INVALID_ARGUMENT, "invalid_request"),
+            (pb.RouteRequest(model="m", wait_seconds=0), grpc.StatusCode.UNAVAILABLE, "model_loading"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await stub.Route(request)
+            assert failed.value.code() is status
+            detail = _detail(failed.value)
+            assert (detail.code, detail.detail) == (code, failed.value.details())
+        with pytest.raises(grpc.aio.AioRpcError) as loading:
+            await stub.Route(pb.RouteRequest(model="m", wait_seconds=0))
+        detail = _detail(loading.value)
+        assert json.loads(detail.extra_json)["node"] == "n1"
+        assert detail.retryable
+        assert detail.retry_after_seconds >= 5
+
+
+async def test_changes_are_told_in_order_each_once_from_any_sequence(yard: Yard) -> None:
+    """DESIGN 5: what was missed, then what comes."""
+    await yard.model(nodes=["n1"])
+    await yard.model("other")
+    async with a_channel(yard) as (_router, channel):
+        stub = SchedulerStub(channel)  # type: ignore[no-untyped-call]  # generated
+        watching = stub.Watch(pb.WatchRequest(after=0, model="m"))
+        defined = await watching.read()
+        assert (defined.model, defined.changed.type) == ("m", "model.defined.v1")
+        await yard.ready("r-1", node="n1")
+        await yard.commit(*a_drain("r-1", node="n1"))
+        told = [await asyncio.wait_for(watching.read(), 10) for _ in range(3)]
+        states = [pb.ReplicaChange.State.Name(change.replica.state) for change in told]
+        assert states == ["STATE_PLACED", "STATE_READY", "STATE_DRAINING"]
+        assert [change.sequence for change in told] == sorted(change.sequence for change in told)
+        assert (told[0].replica.node, told[2].replica.reason) == ("n1", "requested")
+        watching.cancel()
+        again = stub.Watch(pb.WatchRequest(after=told[1].sequence))
+        assert await asyncio.wait_for(again.read(), 10) == told[2]
+        again.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as beyond:
+            await stub.Watch(pb.WatchRequest(after=10**9)).read()
+        assert beyond.value.code() is grpc.StatusCode.OUT_OF_RANGE
+
+
+async def test_health_and_reflection_answer(yard: Yard) -> None:
+    async with a_channel(yard) as (router, channel):
+        health = health_pb2_grpc.HealthStub(channel)
+        async with asyncio.timeout(5):
+            while (await health.Check(health_pb2.HealthCheckRequest())).status != 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        router._reporter._heard_ns = 0  # as after two seconds in which nobody heard it
+        assert router.problems
+        asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        answer = await stub.ServerReflectionInfo(asked).read()
+        assert "modelyard.v1.Scheduler" in {one.name for one in answer.list_services_response.service}
+
+
+def test_the_generated_code_is_what_the_contract_gives(tmp_path: Path) -> None:
+    generate(tmp_path)
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*_pb2*"))
+    assert len(made) == 3
+    assert all(path.parent == CONTRACT.parent for path in made)
+    for path in made:
+        assert (tmp_path / path).read_text() == (SERVICES / path).read_text(), f"{path} is stale"
+
+
+def test_every_status_of_grpc_is_of_a_known_error() -> None:
+    """T8."""
+    assert GRPC_STATUS.keys() <= STATUS_OF.keys() | {"log_unavailable", "log_replaced"}
+
+
+def _detail(failed: grpc.aio.AioRpcError) -> pb.ErrorDetail:
+    # Pairs, whatever the stubs say.
+    trailing = cast("Iterable[tuple[str, bytes]]", failed.trailing_metadata())
+    return pb.ErrorDetail.FromString(dict(trailing)[DETAIL_KEY])

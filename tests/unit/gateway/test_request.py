@@ -1,0 +1,94 @@
+"""What replicas get of a request: the body as it was, and nothing that was meant for us."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from modelyard_services.errors import InvalidRequestError, PayloadTooLargeError
+from modelyard_services.gateway.request import (
+    BODY_BYTES_MAX,
+    ClientGoneError,
+    Message,
+    Outgoing,
+    Receive,
+    Scope,
+    model_of,
+    read_body,
+)
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def a_scope(*headers: tuple[bytes, bytes], query: bytes = b"") -> Scope:
+    return {"raw_path": b"/v1/embeddings", "path": "/v1/embeddings", "query_string": query, "headers": list(headers)}
+
+
+def told(*messages: Message) -> Receive:
+    coming = iter(messages)
+
+    async def receive() -> Message:
+        return next(coming)
+
+    return receive
+
+
+def parts(bodies: Iterable[bytes]) -> Receive:
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": True} for body in bodies]
+    return told(*messages, {"type": "http.request", "body": b"", "more_body": False})
+
+
+def test_the_body_goes_on_byte_for_byte_with_its_length_and_trace() -> None:
+    body = b'{ "model":"m"}'
+    sent = Outgoing(a_scope((b"content-type", b"application/json"), query=b"a=b"), body, traceparent=TRACE)
+    head, _, rest = sent.to("10.0.0.1:80").partition(b"\r\n\r\n")
+    assert rest == body
+    assert head.split(b"\r\n") == [
+        b"POST /v1/embeddings?a=b HTTP/1.1",
+        b"host: 10.0.0.1:80",
+        b"content-type: application/json",
+        b"traceparent: " + TRACE.encode(),
+        b"content-length: 14",
+    ]
+
+
+def test_tokens_cookies_and_headers_of_one_connection_stay_here() -> None:
+    ours = [
+        (b"authorization", b"Bearer secret"),
+        (b"cookie", b"a=b"),
+        (b"x-actor", b"me"),
+        (b"traceparent", b"theirs"),
+        (b"transfer-encoding", b"chunked"),
+        (b"connection", b"close, X-Hop"),
+        (b"x-hop", b"1"),
+        (b"host", b"us"),
+    ]
+    sent = Outgoing(a_scope(*ours, (b"x-request-id", b"7")), b"{}", traceparent=TRACE).to("a:1")
+    assert b"x-request-id: 7\r\n" in sent
+    assert not any(value in sent for _name, value in ours if value not in {b"1", b"chunked"})
+    assert b"x-hop" not in sent
+    assert b"chunked" not in sent
+
+
+async def test_a_body_in_parts_is_read_whole() -> None:
+    assert await read_body(parts([b"ab", b"cd"])) == b"abcd"
+
+
+async def test_a_body_beyond_the_limit_is_refused_before_it_is_whole() -> None:
+    endless = (b"x" * (BODY_BYTES_MAX // 4) for _ in range(5))
+    with pytest.raises(PayloadTooLargeError):
+        await read_body(parts(endless))
+
+
+async def test_a_client_that_breaks_off_is_noticed() -> None:
+    with pytest.raises(ClientGoneError):
+        await read_body(told({"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}))
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"model": 7}', b'{"model": ""}', b'{"model": "\xff"}'])
+def test_a_body_without_a_model_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequestError):
+        model_of(body)
+
+
+def test_the_model_is_found_wherever_it_stands() -> None:
+    assert model_of(b'{"messages": [{"model": "no"}], "model": "a/b:c d"}') == "a/b:c d"
