@@ -12,4 +12,4 @@ depends_on: Sequence[str] | None = None
 
 
 def upgrade() -> None:
-    ${upgrades if upgrades else "raise NotImplementedError"}
+    ${upgrades if upgrades else "raise AssertionError(\"a step that changes nothing is no step\")"}

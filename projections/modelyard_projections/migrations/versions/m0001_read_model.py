@@ -17,11 +17,21 @@ depends_on: Sequence[str] | None = None
 
 def upgrade() -> None:
     """Make all tables."""
-    _entities()
-    _history()
+    _nodes()
+    _labels()
+    _replicas()
+    _reservations()
+    _models()
+    _schedules()
+    _settings()
+    _tokens()
+    _events()
+    _mentions()
+    _decisions()
+    _projection()
 
 
-def _entities() -> None:
+def _nodes() -> None:
     op.create_table(
         "nodes",
         sa.Column("name", sa.Text, primary_key=True),
@@ -45,6 +55,9 @@ def _entities() -> None:
         sa.Column("sequence", sa.BigInteger, nullable=False),
         sa.Column("state", postgresql.JSONB, nullable=False),
     )
+
+
+def _labels() -> None:
     op.create_table(
         "labels",
         sa.Column("node", sa.Text, primary_key=True),
@@ -55,6 +68,9 @@ def _entities() -> None:
         sa.Column("operator_value", sa.Text),
     )
     op.create_index("labels_by_value", "labels", ["key", "value"])
+
+
+def _replicas() -> None:
     op.create_table(
         "replicas",
         sa.Column("id", sa.Text, primary_key=True),
@@ -73,6 +89,9 @@ def _entities() -> None:
     )
     op.create_index("replicas_by_node", "replicas", ["node"])
     op.create_index("replicas_by_model", "replicas", ["model"])
+
+
+def _reservations() -> None:
     op.create_table(
         "reservations",
         sa.Column("id", sa.Text, primary_key=True),
@@ -86,6 +105,9 @@ def _entities() -> None:
         sa.Column("state", postgresql.JSONB, nullable=False),
     )
     op.create_index("reservations_by_node", "reservations", ["node"])
+
+
+def _models() -> None:
     op.create_table(
         "models",
         sa.Column("name", sa.Text, primary_key=True),
@@ -100,6 +122,9 @@ def _entities() -> None:
         sa.Column("sequence", sa.BigInteger, nullable=False),
         sa.Column("state", postgresql.JSONB, nullable=False),
     )
+
+
+def _schedules() -> None:
     op.create_table(
         "schedules",
         sa.Column("model", sa.Text, primary_key=True),
@@ -111,12 +136,18 @@ def _entities() -> None:
         sa.Column("source", sa.Text, nullable=False),
         sa.Column("state", postgresql.JSONB, nullable=False),
     )
+
+
+def _settings() -> None:
     op.create_table(
         "settings",
         sa.Column("name", sa.Text, primary_key=True),
         sa.Column("mass_loss", postgresql.JSONB, nullable=False),
         sa.Column("state", postgresql.JSONB, nullable=False),
     )
+
+
+def _tokens() -> None:
     op.create_table(
         "tokens",
         sa.Column("kind", sa.Text, primary_key=True),
@@ -127,7 +158,7 @@ def _entities() -> None:
     )
 
 
-def _history() -> None:
+def _events() -> None:
     op.create_table(
         "events",
         sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
@@ -154,12 +185,18 @@ def _history() -> None:
     op.create_index("events_by_actor", "events", ["actor_name", "sequence"])
     op.create_index("events_by_correlation", "events", ["correlation", "sequence"])
     op.create_index("events_by_causation", "events", ["causation", "sequence"])
+
+
+def _mentions() -> None:
     op.create_table(
         "mentions",
         sa.Column("kind", sa.Text, primary_key=True),
         sa.Column("name", sa.Text, primary_key=True),
         sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
     )
+
+
+def _decisions() -> None:
     op.create_table(
         "decisions",
         sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
@@ -174,6 +211,9 @@ def _history() -> None:
     )
     op.create_index("decisions_by_id", "decisions", ["id"])
     op.create_index("decisions_by_model", "decisions", ["model", "sequence"])
+
+
+def _projection() -> None:
     op.create_table(
         "projection",
         sa.Column("name", sa.Text, primary_key=True),
