@@ -7,8 +7,6 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.support.given import GIB, a_model, an_approved_node, incarnation_of
-from tests.support.world import World
 
 from modelyard_events.codec import encode, subject_of
 from modelyard_events.decision import DECISION_BYTES_MAX, Decision
@@ -39,6 +37,8 @@ from modelyard_services.policy.models import define, remove
 from modelyard_services.policy.placement import Request, load_on_demand, place
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.reconcile import reconcile
+from tests.support.given import GIB, a_model, an_approved_node, incarnation_of
+from tests.support.world import World
 
 NODES = ("n0", "n1", "n2", "n3")
 MODELS = ("a", "b", "c")

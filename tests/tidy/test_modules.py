@@ -34,6 +34,12 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
             yield node
 
 
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """What it does: a command's options and a docstring are read for themselves."""
+    first = function.body[1] if ast.get_docstring(function) and len(function.body) > 1 else function.body[0]
+    return (function.end_lineno or first.lineno) - first.lineno + 1
+
+
 def words_given(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """The words of every name that is given here (not of those that are merely used: libraries have their own)."""
     for node in ast.walk(tree):
@@ -54,12 +60,12 @@ def test_no_module_is_longer_than_what_one_reads_in_a_sitting() -> None:
     assert [f"{m.path}: {m.lines} lines" for m in modules() if m.lines > MODULE_LINES_MAX] == []
 
 
-def test_no_function_is_longer_than_a_screen() -> None:
+def test_no_function_does_more_than_a_screen_shows() -> None:
     assert [
-        f"{m.path}:{f.lineno} {f.name}: {(f.end_lineno or f.lineno) - f.lineno + 1} lines"
+        f"{m.path}:{f.lineno} {f.name}: {code_lines(f)} lines"
         for m in modules()
         for f in functions(m.tree)
-        if (f.end_lineno or f.lineno) - f.lineno >= FUNCTION_LINES_MAX
+        if code_lines(f) > FUNCTION_LINES_MAX
     ] == []
 
 
