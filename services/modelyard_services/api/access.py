@@ -1,67 +1,17 @@
-"""Who asks, and what they may: tokens by digest, roles, the loopback rule.
+"""Who asks, on every request; what a route demands of them; what counts as loopback."""
 
-Invariant: without a token nobody gets in as soon as a token exists or anything listens beyond loopback; the
-token itself is never stored nor logged.
-"""
-
-import hashlib
-import hmac
 import ipaddress
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-import msgspec
 from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from modelyard_events.envelope import Actor
 from modelyard_events.fleet import Role
-from modelyard_projections.fleet import Fleet
-from modelyard_services.errors import ForbiddenError, UnauthorizedError
-
-_RANK: Final[Mapping[Role, int]] = {"viewer": 0, "operator": 1, "admin": 2}
-_BEARER: Final = "Bearer "
-LOCAL_ACTOR: Final = "local"
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """Who asks, and in which role."""
-
-    actor: Actor
-    role: Role
-
-
-class Access(msgspec.Struct, frozen=True):
-    """The rule in force: `open_on_loopback` while everything listens on loopback only."""
-
-    fleet: Fleet
-    open_on_loopback: bool
-
-    def identify(self, headers: Mapping[str, str]) -> Identity:
-        """Who sends `headers` (names in lower case).
-
-        Raises:
-            UnauthorizedError: a token is required and missing, or it is unknown.
-        """
-        if self.open_on_loopback and not self.fleet.tokens:
-            name = headers.get("x-actor") or LOCAL_ACTOR
-            return Identity(Actor("operator", name[:253]), "admin")
-        authorization = headers.get("authorization", "")
-        if not authorization.startswith(_BEARER):
-            raise UnauthorizedError("send 'Authorization: Bearer <token>'; `modelyard token create` makes one")
-        digest = token_digest(authorization.removeprefix(_BEARER).strip())
-        for token in self.fleet.tokens.values():
-            if hmac.compare_digest(token.digest, digest):
-                return Identity(Actor("operator", token.name), token.role)
-        raise UnauthorizedError("this token is unknown or revoked")
-
-
-def token_digest(token: str) -> str:
-    """SHA-256 of a token, in hex. Fast is right here: a token is 256 random bits, nothing to guess."""
-    return hashlib.sha256(token.encode()).hexdigest()
+from modelyard_services.errors import ForbiddenError
+from modelyard_services.policy.access import RANK, Access, Identity
 
 
 def is_loopback(host: str) -> bool:
@@ -93,7 +43,7 @@ def requires(role: Role) -> Any:
 
     def guard(connection: ASGIConnection[Any, Any, Identity, Any], _handler: BaseRouteHandler) -> None:
         identity = connection.auth
-        if _RANK[identity.role] < _RANK[role]:
+        if RANK[identity.role] < RANK[role]:
             raise ForbiddenError(f"{identity.actor.name} is {identity.role}; this needs {role}")
 
     return guard

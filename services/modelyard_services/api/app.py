@@ -17,6 +17,7 @@ from modelyard_services.api.access import Identify
 from modelyard_services.api.access_commands import AccessCommands
 from modelyard_services.api.freshness import Freshness
 from modelyard_services.api.health import healthz, metrics, readyz
+from modelyard_services.api.history import History
 from modelyard_services.api.logs import Logs
 from modelyard_services.api.model_commands import ModelCommands, ReplicaCommands
 from modelyard_services.api.node_commands import NodeCommands
@@ -31,6 +32,7 @@ CONTROLLERS = (
     ModelCommands,
     ReplicaCommands,
     AccessCommands,
+    History,
     Logs,
     Routes,
 )

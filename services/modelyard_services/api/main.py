@@ -4,37 +4,45 @@ Invariant: what it answers comes from its own fold; NATS or PostgreSQL may be aw
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Callable
 
 from litestar.types import ASGIApp
 
-from modelyard_services.api.access import Access
 from modelyard_services.api.app import build_app
 from modelyard_services.api.service import Service
 from modelyard_services.effects.connect import open_runtime
+from modelyard_services.effects.database import Database
 from modelyard_services.effects.http_server import serve_http
 from modelyard_services.effects.process import until
+from modelyard_services.policy.access import Access
 from modelyard_services.router.router import Router
 from modelyard_services.settings import ApiSettings
 
-BuildGateway = Callable[[Router, Access], ASGIApp]
-ServeGrpc = Callable[[Router, Access, ApiSettings], Coroutine[None, None, None]]
+Joined = Callable[[Router, Access], contextlib.AbstractAsyncContextManager[ASGIApp]]
+"""The gateway over a router, and gRPC beside it: from packages of their own, which whoever starts us joins."""
 
 
-async def serve(
-    settings: ApiSettings, stop: asyncio.Event, *, build_gateway: BuildGateway, serve_grpc: ServeGrpc
-) -> None:
-    """Serve until `stop` is set; the gateway and gRPC come from their own packages, whoever starts us joins them."""
-    async with open_runtime(settings.process) as runtime, Router(runtime) as router:
+async def serve(settings: ApiSettings, stop: asyncio.Event, *, joined: Joined) -> None:
+    """Serve until `stop` is set."""
+    async with (
+        open_runtime(settings.process) as runtime,
+        Router(runtime) as router,
+        _database(settings) as database,
+    ):
         access = Access(runtime.fleet, settings.open_on_loopback)
-        app = build_app(Service(runtime, access, router), gateway=build_gateway(router, access))
-        await until(stop, _serve_all(app, settings, lambda: serve_grpc(router, access, settings)))
+        async with joined(router, access) as gateway:
+            app = build_app(Service(runtime, access, router, database), gateway=gateway)
+            await until(stop, serve_http(app, host=settings.host, port=settings.port))
 
 
-async def _serve_all(
-    app: ASGIApp, settings: ApiSettings, serve_grpc: Callable[[], Coroutine[None, None, None]]
-) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(serve_http(app, host=settings.host, port=settings.port))
-        if settings.grpc_port is not None:
-            tasks.create_task(serve_grpc())
+@contextlib.asynccontextmanager
+async def _database(settings: ApiSettings) -> AsyncIterator[Database | None]:
+    if settings.database_url is None:
+        yield None
+        return
+    database = Database(settings.database_url, process="api")
+    try:
+        yield database
+    finally:
+        await database.close()

@@ -15,7 +15,7 @@ from litestar.datastructures import State
 from modelyard_events.envelope import AnyEvent, Envelope
 from modelyard_events.ids import ModelName, NodeName
 from modelyard_projections.fleet import Fleet, ModelState, NodeState
-from modelyard_services.api.access import Access, Identity
+from modelyard_services.effects.database import Database
 from modelyard_services.effects.journal import Committed
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.errors import (
@@ -24,6 +24,7 @@ from modelyard_services.errors import (
     NotFoundError,
     PreconditionError,
 )
+from modelyard_services.policy.access import Access, Identity
 from modelyard_services.router.router import Router
 
 ApiRequest = Request[Any, Identity, State]
@@ -46,6 +47,7 @@ class Service(msgspec.Struct, frozen=True):
     runtime: Runtime
     access: Access
     router: Router | None = None
+    database: Database | None = None
 
     @property
     def fleet(self) -> Fleet:

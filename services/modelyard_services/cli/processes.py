@@ -8,6 +8,7 @@ default and are best given as variables. Imports are local, so that a query does
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,8 +87,7 @@ def api(
     """Run the control API with the gateway and gRPC."""
     from modelyard_services.api.access import is_loopback
     from modelyard_services.api.main import serve
-    from modelyard_services.gateway.main import build_gateway
-    from modelyard_services.router.main import serve_grpc
+    from modelyard_services.cli.front import joined
 
     settings = ApiSettings(
         process=common.process("api"),
@@ -97,21 +97,25 @@ def api(
         database_url=database_url,
         open_on_loopback=is_loopback(host),
     )
-    common.run(lambda stop: serve(settings, stop, build_gateway=build_gateway, serve_grpc=serve_grpc))
+    common.run(lambda stop: serve(settings, stop, joined=partial(joined, settings)))
 
 
 def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, common: Common) -> None:
     """Run a router alone, behind gRPC."""
     from modelyard_services.router.main import serve
+    from modelyard_services.router.settings import RouterProcessSettings
 
-    common.run(lambda stop: serve(ApiSettings(process=common.process("router"), host=host, grpc_port=grpc_port), stop))
+    settings = RouterProcessSettings(common.process("router"), grpc_host=host, grpc_port=grpc_port)
+    common.run(lambda stop: serve(settings, stop))
 
 
 def gateway(*, host: str = "127.0.0.1", port: int = 8080, common: Common) -> None:
     """Run a gateway alone, with its own router in process."""
     from modelyard_services.gateway.main import serve
+    from modelyard_services.gateway.settings import GatewaySettings
 
-    common.run(lambda stop: serve(ApiSettings(process=common.process("gateway"), host=host, port=port), stop))
+    settings = GatewaySettings(common.process("gateway"), host=host, port=port)
+    common.run(lambda stop: serve(settings, stop))
 
 
 def registrar(

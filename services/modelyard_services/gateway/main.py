@@ -17,10 +17,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from modelyard_services.effects.connect import open_runtime
 from modelyard_services.effects.upstream import Pool
-from modelyard_services.errors import ForbiddenError
-from modelyard_services.gateway.app import Authenticate, Gateway
+from modelyard_services.gateway.app import Gateway
 from modelyard_services.gateway.request import Receive, Scope, Send
 from modelyard_services.gateway.settings import GatewaySettings
+from modelyard_services.policy.access import Access
 from modelyard_services.router.router import Router
 
 STOP_SECONDS: Final = 30
@@ -31,20 +31,15 @@ BACKLOG: Final = 2_048
 _log = structlog.get_logger(__name__)
 
 
-async def serve(settings: GatewaySettings, stop: asyncio.Event, *, authenticate: Authenticate | None = None) -> None:
-    """Run until `stop` is set.
-
-    Raises:
-        ForbiddenError: it would listen beyond loopback with nobody to ask who is there.
-    """
-    if authenticate is None and not _is_loopback(settings.host):
-        raise ForbiddenError(f"a gateway on {settings.host} needs tokens; open ones listen on loopback only")
+async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    """Run until `stop` is set."""
     async with (
         open_runtime(settings.process) as runtime,
         Router(runtime, settings=settings.router) as router,
         Pool() as pool,
     ):
-        gateway = Gateway(router, pool, authenticate=authenticate, wait_seconds=settings.wait_seconds)
+        access = Access(runtime.fleet, _is_loopback(settings.host))
+        gateway = Gateway(router, pool, authenticate=access.client, wait_seconds=settings.wait_seconds)
         async with _listening(_Dispatcher(gateway, router), settings) as url:
             _log.info("gateway serves", gateway_url=url, router=router.incarnation)
             await stop.wait()

@@ -13,7 +13,7 @@ from modelyard_services.effects.clock import Clock
 from modelyard_services.effects.connect import connected
 from modelyard_services.effects.database import Database
 from modelyard_services.effects.log.endpoint import NatsEndpoint, connect
-from modelyard_services.effects.log.streams import EVENTS_AGE_NS
+from modelyard_services.effects.log.streams import Layout
 from modelyard_services.effects.nats_access.readers import keep_copy
 from modelyard_services.effects.status import serve_status
 from modelyard_services.projector.duty import Duty
@@ -102,7 +102,7 @@ class ProjectorProcess:
         client = await connect(NatsEndpoint(urls=urls, name="modelyard copier"))
         try:
             replicas = self._settings.process.nats.replicas
-            await keep_copy(client.jsm(), max_age_seconds=EVENTS_AGE_NS / 1e9, replicas=replicas)
+            await keep_copy(client.jsm(), Layout(replicas=replicas))
             duty.begun()
         finally:
             await client.close()

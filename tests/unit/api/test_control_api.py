@@ -11,12 +11,12 @@ from modelyard_events.ids import ModelName
 from modelyard_events.model import ModelDefined
 from modelyard_events.spec import revision_of
 from modelyard_services import errors
-from modelyard_services.api.access import Access
 from modelyard_services.api.app import build_app
 from modelyard_services.api.service import Service
 from modelyard_services.effects.bus import MemoryBus
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.effects.runtime import Runtime, in_memory
+from modelyard_services.policy.access import Access
 
 NODE = "rack/1:gpu.a"
 NODE_PATH = "/api/v1/nodes/rack%2F1%3Agpu.a"

@@ -4,9 +4,9 @@ Invariant: unknown stays unknown: a reading that fails is None, never zero (rule
 """
 
 import asyncio
-from importlib.metadata import version
 
 from modelyard_events.node import NodeFacts
+from modelyard_services import __version__
 from modelyard_services.worker.agent.settings import WorkerSettings
 from modelyard_services.worker.machine import Machine, MachineFacts, MachineReading, select, share
 
@@ -40,7 +40,7 @@ class Inventory:
             max_replicas_per_model=settings.max_replicas_per_model,
             vram_budget=settings.vram_budget,
             labels=settings.labels,
-            worker_version=version("modelyard"),
+            worker_version=__version__,
         )
 
     async def read(self) -> MachineReading:

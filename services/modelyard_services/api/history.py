@@ -1,0 +1,237 @@
+"""What happened: pages of the history from PostgreSQL, and the log as it grows.
+
+Invariant: every event is shown with its actor and its cause; a page and a stream show the same events alike.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+import msgspec
+from litestar import Controller, get
+from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.response import ServerSentEvent, ServerSentEventMessage
+
+from modelyard_events.codec import decode, tag_of
+from modelyard_events.envelope import Recorded
+from modelyard_projections import queries
+from modelyard_services.api.access import requires
+from modelyard_services.api.service import PAGE_MAX, ApiRequest, Service, service_of
+from modelyard_services.effects.database import Database
+from modelyard_services.effects.log.contract import Log
+from modelyard_services.errors import InvalidRequestError, NotFoundError, OverloadedError, UnavailableError
+
+STREAMS_MAX: Final = 64
+"""Event streams at a time: each is its own reader of the log."""
+
+
+class EventView(msgspec.Struct, frozen=True):
+    """An event with its envelope, as the log holds it."""
+
+    sequence: int
+    time: datetime
+    id: str
+    type: str
+    event: Any
+    actor: Any
+    command: str
+    correlation: str
+    causation: str | None = None
+    trace: str | None = None
+
+
+class EventList(msgspec.Struct, frozen=True):
+    items: list[EventView]
+    next: int | None
+    sequence: int
+
+
+class DecisionView(msgspec.Struct, frozen=True):
+    """A decision, and the event that holds it."""
+
+    id: str
+    sequence: int
+    kind: str
+    outcome: str
+    policy: str
+    basis: int
+    node: str | None
+    model: str | None
+    decision: Any
+
+
+class History(Controller):
+    """What happened, and why."""
+
+    guards = [requires("viewer")]  # noqa: RUF012 - the framework reads it as a class attribute
+    tags = ["history"]  # noqa: RUF012 - as above
+
+    @get("/events", summary="Page through the events")
+    async def list_events(  # noqa: PLR0913 - one parameter per filter of the contract
+        self,
+        request: ApiRequest,
+        *,
+        after: FromQuery[int] = 0,
+        from_time: Annotated[datetime | None, QueryParameter(name="from")] = None,
+        to_time: Annotated[datetime | None, QueryParameter(name="to")] = None,
+        node: FromQuery[str | None] = None,
+        model: FromQuery[str | None] = None,
+        event_type: Annotated[str | None, QueryParameter(name="type")] = None,
+        actor: FromQuery[str | None] = None,
+        correlation: FromQuery[str | None] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 100,
+    ) -> EventList:
+        """Events after a sequence, in log order; `type` is a tag or the front of one (`replica.placed`)."""
+        service = service_of(request)
+        wanted = queries.EventFilter(
+            from_ns=_ns(from_time),
+            to_ns=_ns(to_time),
+            node=node,
+            model=model,
+            type=event_type,
+            actor=actor,
+            correlation=correlation,
+        )
+        async with _database(service).reading() as connection:
+            page = await queries.event_page(connection, wanted, after=after, limit=limit)
+        items = [_view_of_body(record.sequence, record.time, record.event_id, record.body) for record in page.items]
+        return EventList(items, page.next, service.fleet.sequence)
+
+    @get("/events/stream", summary="Follow the events", media_type="text/event-stream")
+    async def stream_events(  # noqa: PLR0913 - one parameter per filter of the contract
+        self,
+        request: ApiRequest,
+        *,
+        after: FromQuery[int | None] = None,
+        node: FromQuery[str | None] = None,
+        model: FromQuery[str | None] = None,
+        event_type: Annotated[str | None, QueryParameter(name="type")] = None,
+        actor: FromQuery[str | None] = None,
+        correlation: FromQuery[str | None] = None,
+    ) -> ServerSentEvent:
+        """Events as they happen, from `Last-Event-ID` or `after` on, else from now on."""
+        service = service_of(request)
+        wanted = _Wanted(node, model, event_type, actor, correlation)
+        start = _start(request, after, service.fleet.sequence)
+        return ServerSentEvent(_stream(service, start, wanted))
+
+    @get("/decisions/{decision:str}", summary="Show a decision")
+    async def show_decision(self, request: ApiRequest, decision: FromPath[str]) -> DecisionView:
+        """A decision by the id of the event that holds it (H2)."""
+        async with _database(service_of(request)).reading() as connection:
+            record = await queries.decision(connection, decision)
+        if record is None:
+            raise NotFoundError(f"there is no decision {decision!r}", field="decision", value=decision)
+        return DecisionView(
+            record.id,
+            record.sequence,
+            record.kind,
+            record.outcome,
+            record.policy,
+            record.basis,
+            record.node,
+            record.model,
+            msgspec.json.decode(record.body),
+        )
+
+
+class _Wanted(msgspec.Struct, frozen=True):
+    """The filters of a stream."""
+
+    node: str | None
+    model: str | None
+    type: str | None
+    actor: str | None
+    correlation: str | None
+
+    def takes(self, recorded: Recorded) -> bool:
+        event, envelope = recorded.event, recorded.envelope
+        tag = tag_of(event)
+        return (
+            (self.node is None or getattr(event, "node", None) == self.node)
+            and (self.model is None or getattr(event, "model", None) == self.model)
+            and (self.type is None or tag == self.type or tag.startswith(self.type + "."))
+            and (self.actor is None or envelope.actor.name == self.actor)
+            and (self.correlation is None or envelope.correlation == self.correlation)
+        )
+
+
+_streams = asyncio.BoundedSemaphore(STREAMS_MAX)
+
+
+async def _stream(service: Service, start: int, wanted: _Wanted) -> AsyncGenerator[ServerSentEventMessage, None]:
+    if _streams.locked():
+        raise OverloadedError(f"{STREAMS_MAX} event streams are open already", retry_after_seconds=5)
+    log = service.runtime.log
+    if log is None:
+        raise UnavailableError("the log is away", retry_after_seconds=2)
+    async with _streams:
+        async for recorded in _followed(log, start):
+            if wanted.takes(recorded):
+                view = _view(recorded)
+                yield ServerSentEventMessage(
+                    data=msgspec.json.encode(view).decode(), event=view.type, id=recorded.sequence
+                )
+
+
+async def _followed(log: Log, start: int) -> AsyncIterator[Recorded]:
+    async for chunk in log.follow(after=start):
+        for one in chunk:
+            yield decode(one.body, sequence=one.sequence, time_ns=one.time_ns, event_id=one.event_id)
+
+
+def _view(recorded: Recorded) -> EventView:
+    envelope = recorded.envelope
+    return EventView(
+        sequence=recorded.sequence,
+        time=recorded.time,
+        id=recorded.event_id,
+        type=tag_of(recorded.event),
+        event=recorded.event,
+        actor=envelope.actor,
+        command=envelope.command,
+        correlation=envelope.correlation,
+        causation=envelope.causation,
+        trace=envelope.trace,
+    )
+
+
+def _view_of_body(sequence: int, time: datetime, event_id: str, body: msgspec.Raw) -> EventView:
+    entry: dict[str, Any] = msgspec.json.decode(body)
+    envelope = entry["envelope"]
+    return EventView(
+        sequence=sequence,
+        time=time,
+        id=event_id,
+        type=entry["event"]["type"],
+        event=entry["event"],
+        actor=envelope["actor"],
+        command=envelope["command"],
+        correlation=envelope["correlation"],
+        causation=envelope.get("causation"),
+        trace=envelope.get("trace"),
+    )
+
+
+def _database(service: Service) -> Database:
+    if service.database is None:
+        raise UnavailableError("this process has no database; ask the one with --database-url")
+    return service.database
+
+
+def _ns(moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise InvalidRequestError("a time needs its zone, as in 2026-01-31T12:00:00Z", value=str(moment))
+    return round(moment.timestamp() * 1e9)
+
+
+def _start(request: ApiRequest, after: int | None, now: int) -> int:
+    last = request.headers.get("last-event-id")
+    if last is not None:
+        if not last.isdigit():
+            raise InvalidRequestError("Last-Event-ID is a sequence", field="Last-Event-ID", value=last)
+        return int(last)
+    return now if after is None else after
