@@ -47,16 +47,7 @@ def build_app(
     """The application over `service`; `gateway` serves `/v1`."""
     api = Router(
         path="/api/v1",
-        route_handlers=[
-            Queries,
-            NodeCommands,
-            ModelCommands,
-            ReplicaCommands,
-            AccessCommands,
-            Logs,
-            Routes,
-            *handlers,
-        ],
+        route_handlers=[*CONTROLLERS, *handlers],
         middleware=[Identify(), Freshness()],
     )
     app = Litestar(
