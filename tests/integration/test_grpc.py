@@ -17,7 +17,10 @@ from tests.support.nats_servers import Servers
 from tests.support.scheduler_code import CONTRACT, SERVICES, generate
 from tests.support.yard import Yard, a_router, a_yard, leases_on
 
+from modelyard_events.fleet import FleetTokenCreated
 from modelyard_services.errors import STATUS_OF
+from modelyard_services.policy.access import Access
+from modelyard_services.policy.tokens import digest_of
 from modelyard_services.router.failures import DETAIL_KEY, GRPC_STATUS
 from modelyard_services.router.main import scheduler
 from modelyard_services.router.proto.modelyard.v1 import scheduler_pb2 as pb
@@ -38,7 +41,7 @@ async def yard(nats_r1: Servers) -> AsyncIterator[Yard]:
 async def a_channel(yard: Yard) -> AsyncIterator[tuple[Router, grpc.aio.Channel]]:
     async with (
         a_router(yard.url) as router,
-        scheduler(router, "127.0.0.1:0") as address,
+        scheduler(router, "127.0.0.1:0", access=Access(router.runtime.fleet, open_on_loopback=True)) as address,
         grpc.aio.insecure_channel(address, options=NO_PROXY) as channel,
     ):
         yield router, channel
@@ -86,6 +89,25 @@ async def test_errors_bear_a_status_and_their_details(yard: Yard) -> None:
         assert json.loads(detail.extra_json)["node"] == "n1"
         assert detail.retryable
         assert detail.retry_after_seconds >= 5
+
+
+async def test_once_a_token_exists_leases_need_an_operators(yard: Yard) -> None:
+    """N4, T8: a viewer may watch."""
+    await yard.model(nodes=["n1"])
+    await yard.ready("r-1", node="n1")
+    for name, role in (("eve", "viewer"), ("bob", "operator")):
+        await yard.commit(FleetTokenCreated(name=name, role=role, digest=digest_of(name)))  # type: ignore[arg-type]
+    async with a_channel(yard) as (_router, channel):
+        stub = SchedulerStub(channel)  # type: ignore[no-untyped-call]  # generated
+        request = pb.RouteRequest(model="m")
+        for token, status in ((None, "UNAUTHENTICATED"), ("eve", "PERMISSION_DENIED")):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.Route(request, metadata=_bearer(token))
+            assert refused.value.code().name == status
+        assert (await stub.Route(request, metadata=_bearer("bob"))).replica == "r-1"
+        watching = stub.Watch(pb.WatchRequest(after=0), metadata=_bearer("eve"))
+        assert (await watching.read()).model == "m"
+        watching.cancel()
 
 
 async def test_changes_are_told_in_order_each_once_from_any_sequence(yard: Yard) -> None:
@@ -145,3 +167,7 @@ def _detail(failed: grpc.aio.AioRpcError) -> pb.ErrorDetail:
     # Pairs, whatever the stubs say.
     trailing = cast("Iterable[tuple[str, bytes]]", failed.trailing_metadata())
     return pb.ErrorDetail.FromString(dict(trailing)[DETAIL_KEY])
+
+
+def _bearer(token: str | None) -> tuple[tuple[str, str], ...]:
+    return () if token is None else (("authorization", f"Bearer {token}"),)

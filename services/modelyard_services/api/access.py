@@ -1,6 +1,5 @@
-"""Who asks, on every request; what a route demands of them; what counts as loopback."""
+"""Who asks, on every request; what a route demands of them."""
 
-import ipaddress
 from typing import Any
 
 from litestar.connection import ASGIConnection
@@ -10,18 +9,7 @@ from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from modelyard_events.fleet import Role
-from modelyard_services.errors import ForbiddenError
-from modelyard_services.policy.access import RANK, Access, Identity
-
-
-def is_loopback(host: str) -> bool:
-    """Whether listening on `host` stays on this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+from modelyard_services.policy.access import Access, Identity
 
 
 class Identify(ASGIMiddleware):
@@ -42,8 +30,6 @@ def requires(role: Role) -> Any:
     """A guard: the request needs at least `role`."""
 
     def guard(connection: ASGIConnection[Any, Any, Identity, Any], _handler: BaseRouteHandler) -> None:
-        identity = connection.auth
-        if RANK[identity.role] < RANK[role]:
-            raise ForbiddenError(f"{identity.actor.name} is {identity.role}; this needs {role}")
+        connection.auth.require(role)
 
     return guard

@@ -20,6 +20,6 @@ async def joined(settings: ApiSettings, router: Router, access: Access) -> Async
         pool = await stack.enter_async_context(Pool())
         if settings.grpc_port is not None:
             address = f"{settings.host}:{settings.grpc_port}"
-            await stack.enter_async_context(scheduler(router, address, authenticate=access.client))
+            await stack.enter_async_context(scheduler(router, address, access=access))
         gateway = Gateway(router, pool, authenticate=access.client)
         yield gateway  # type: ignore[misc]  # it speaks ASGI with plain dictionaries

@@ -64,9 +64,9 @@ def up(  # noqa: PLR0913 - one option per setting
     log_level
         What the processes log in the data directory.
     """
-    from modelyard_services.api.access import is_loopback
     from modelyard_services.effects.documents import read_environment, read_file
     from modelyard_services.effects.process import run_process
+    from modelyard_services.policy.access import is_loopback
     from modelyard_services.policy.configuration import Document, read_documents
     from modelyard_services.supervisor.settings import Endpoints, UpSettings
     from modelyard_services.supervisor.up import up as run_up

@@ -85,9 +85,9 @@ def api(
     common: Common,
 ) -> None:
     """Run the control API with the gateway and gRPC."""
-    from modelyard_services.api.access import is_loopback
     from modelyard_services.api.main import serve
     from modelyard_services.cli.front import joined
+    from modelyard_services.policy.access import is_loopback
 
     settings = ApiSettings(
         process=common.process("api"),

@@ -37,6 +37,7 @@ async def serve_http(app: Any, *, host: str, port: int) -> None:
             http="httptools",
             lifespan="off",
             access_log=False,
+            proxy_headers=False,  # nothing here asks for the client's address
             log_level="warning",
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=STOP_SECONDS,

@@ -4,6 +4,7 @@ Invariant: without a token nobody gets in as soon as a token exists or anything 
 itself is never stored nor logged.
 """
 
+import ipaddress
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,10 +14,10 @@ from modelyard_events.envelope import Actor
 from modelyard_events.fleet import Role
 from modelyard_events.ids import NAME_LENGTH_MAX
 from modelyard_projections.fleet import Fleet
-from modelyard_services.errors import UnauthorizedError
+from modelyard_services.errors import ForbiddenError, UnauthorizedError
 from modelyard_services.policy.tokens import token_of
 
-RANK: Final[Mapping[Role, int]] = {"viewer": 0, "operator": 1, "admin": 2}
+_RANK: Final[Mapping[Role, int]] = {"viewer": 0, "operator": 1, "admin": 2}
 LOCAL_ACTOR: Final = "local"
 _BEARER: Final = "Bearer "
 
@@ -26,6 +27,15 @@ class Identity(msgspec.Struct, frozen=True):
 
     actor: Actor
     role: Role
+
+    def require(self, role: Role) -> None:
+        """Refuse whoever has less than `role`.
+
+        Raises:
+            ForbiddenError: this one has.
+        """
+        if _RANK[self.role] < _RANK[role]:
+            raise ForbiddenError(f"{self.actor.name} is {self.role}; this needs {role}")
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -58,3 +68,13 @@ class Access(msgspec.Struct, frozen=True):
             UnauthorizedError: as `identify`.
         """
         return Actor("client", self.identify(headers).actor.name)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether listening on `host` stays on this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

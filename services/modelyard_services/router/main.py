@@ -14,10 +14,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from modelyard_services.effects.connect import open_runtime
+from modelyard_services.policy.access import Access, is_loopback
 from modelyard_services.router.proto.modelyard.v1 import scheduler_pb2
 from modelyard_services.router.proto.modelyard.v1.scheduler_pb2_grpc import add_SchedulerServicer_to_server
 from modelyard_services.router.router import Router
-from modelyard_services.router.scheduler import Authenticate, Scheduler
+from modelyard_services.router.scheduler import Scheduler
 from modelyard_services.router.settings import RouterProcessSettings
 
 STOP_SECONDS: Final = 5.0
@@ -36,14 +37,15 @@ async def serve(settings: RouterProcessSettings, stop: asyncio.Event) -> None:
     async with (
         open_runtime(settings.process) as runtime,
         Router(runtime, settings=settings.router) as router,
-        scheduler(router, f"{settings.grpc_host}:{settings.grpc_port}") as address,
     ):
-        _log.info("router serves", grpc_address=address, router=router.incarnation)
-        await stop.wait()
+        access = Access(runtime.fleet, is_loopback(settings.grpc_host))
+        async with scheduler(router, f"{settings.grpc_host}:{settings.grpc_port}", access=access) as address:
+            _log.info("router serves", grpc_address=address, router=router.incarnation)
+            await stop.wait()
 
 
 @contextlib.asynccontextmanager
-async def scheduler(router: Router, address: str, *, authenticate: Authenticate | None = None) -> AsyncIterator[str]:
+async def scheduler(router: Router, address: str, *, access: Access) -> AsyncIterator[str]:
     """The gRPC server on `address` while the context lasts; the address it really has.
 
     Raises:
@@ -52,7 +54,7 @@ async def scheduler(router: Router, address: str, *, authenticate: Authenticate 
     server = grpc.aio.server(options=_OPTIONS)
     servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs forgot it
     add_SchedulerServicer_to_server(  # type: ignore[no-untyped-call]  # generated code is untyped
-        Scheduler(router, authenticate=authenticate), server
+        Scheduler(router, access), server
     )
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

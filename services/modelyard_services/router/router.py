@@ -89,6 +89,7 @@ class Router:
         self._reopening: set[asyncio.Task[None]] = set()
         runtime.on_batch(self._fold)
         runtime.on_report(self._hear)
+        runtime.on_problems(self._unheard)
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="router")
@@ -99,14 +100,14 @@ class Router:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._task = None
         with contextlib.suppress(UnavailableError):  # the silence tells the others as well, five seconds later
             await self._reporter.publish(self._report(leaving=True))
 
     @property
     def problems(self) -> list[str]:
         """Why no request is taken; empty when they are."""
-        heard = [] if self._reporter.is_heard() else ["router: its reports don't reach the others"]
-        return self.runtime.problems + heard
+        return self.runtime.problems
 
     async def wait_ready(self, *, timeout_seconds: float) -> None:
         """Wait until requests are taken.
@@ -161,6 +162,10 @@ class Router:
         if candidate is not None and candidate.address == lease.address:
             self._shut(candidate, detail)
             self._try_later(candidate)
+
+    def _unheard(self) -> list[str]:
+        open_and_unheard = self._task is not None and not self._reporter.is_heard()
+        return ["router: its reports don't reach the others"] if open_and_unheard else []
 
     # One request.
 

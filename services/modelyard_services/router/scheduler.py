@@ -4,12 +4,13 @@ Invariant: a lease handed out here expires unless renewed, for nothing tells whe
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import grpc.aio
 
-from modelyard_events.envelope import Actor, instant
+from modelyard_events.envelope import instant
+from modelyard_events.fleet import Role
 from modelyard_events.ids import ModelName
 from modelyard_services.errors import (
     InvalidRequestError,
@@ -18,6 +19,7 @@ from modelyard_services.errors import (
     OverloadedError,
     UnavailableError,
 )
+from modelyard_services.policy.access import Access
 from modelyard_services.router import leases
 from modelyard_services.router.changes import changes, timestamp
 from modelyard_services.router.failures import failure
@@ -31,23 +33,20 @@ WATCHERS_MAX: Final = 128
 
 WAIT_SECONDS_MAX: Final = 600.0
 
-Authenticate = Callable[[Mapping[str, str]], Actor]
-"""The actor behind a call's metadata; raises `UnauthorizedError` or `ForbiddenError`."""
-
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Scheduler(SchedulerServicer):
-    """The service. Without `authenticate` anybody may ask: for loopback only."""
+    """The service. Leases need the operator's role, as over HTTP; watching needs the viewer's."""
 
-    def __init__(self, router: Router, *, authenticate: Authenticate | None = None) -> None:
+    def __init__(self, router: Router, access: Access) -> None:
         self._router = router
-        self._authenticate = authenticate
+        self._access = access
         self._watchers = 0
 
     async def Route(self, request: pb.RouteRequest, context: Context) -> pb.Lease:  # noqa: N802 - gRPC's
         async with _told(context):
-            caller = self._caller(context)
+            caller = self._caller(context, "operator")
             wait_seconds = request.wait_seconds if request.HasField("wait_seconds") else WAIT_SECONDS
             if not request.model:
                 raise InvalidRequestError("a route needs a model", field="model")
@@ -61,13 +60,13 @@ class Scheduler(SchedulerServicer):
 
     async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:  # noqa: N802
         async with _told(context):
-            self._caller(context)
+            self._caller(context, "operator")
             return pb.ReleaseResponse(released=self._router.release(request.lease))
         raise AssertionError("an error ends the call")
 
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.Lease:  # noqa: N802
         async with _told(context):
-            self._caller(context)
+            self._caller(context, "operator")
             renewed = self._router.renew(request.lease)
             if renewed is None:
                 raise NotFoundError(f"this router holds no lease {request.lease!r} (any more)", field="lease")
@@ -76,7 +75,7 @@ class Scheduler(SchedulerServicer):
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Change]:  # noqa: N802
         async with _told(context):
-            self._caller(context)
+            self._caller(context, "viewer")
             with self._watcher():
                 log = self._router.runtime.log
                 if log is None:
@@ -96,10 +95,11 @@ class Scheduler(SchedulerServicer):
         finally:
             self._watchers -= 1
 
-    def _caller(self, context: Context) -> Caller:
+    def _caller(self, context: Context, role: Role) -> Caller:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        actor = Actor("client", "anonymous") if self._authenticate is None else self._authenticate(metadata)
-        return Caller(actor, metadata.get("traceparent"))
+        identity = self._access.identify(metadata)
+        identity.require(role)
+        return Caller(identity.actor, metadata.get("traceparent"))
 
 
 @contextlib.asynccontextmanager
