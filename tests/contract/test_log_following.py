@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import msgspec
 import pytest
 import pytest_asyncio
+import uvloop
 from structlog.testing import capture_logs
 
 from modelyard_services.effects.log.contract import LogReplaced
@@ -117,6 +118,21 @@ async def test_a_slow_fold_bounds_what_is_buffered_and_keeps_its_connection(nats
         while received < events:
             received += len(await line.take())
         assert received == events
+
+
+def test_followers_work_on_uvloop_too(nats_r1: Servers) -> None:
+    """The processes run on it; its transports are not asyncio's own."""
+
+    async def story() -> None:
+        await declare(nats_r1)
+        async with open_log(nats_r1.endpoint) as log:
+            await fill(log, 5_000)
+            async with cutting_proxy(nats_r1.nodes[0].port, bytes_per_connection=400_000) as proxy:
+                endpoint = msgspec.structs.replace(nats_r1.endpoint, urls=(f"nats://127.0.0.1:{proxy.port}",))
+                chunks = await read_until(JetStreamLog(log.client, endpoint, log_id=log.log_id), 5_000)
+            assert [s.sequence for chunk in chunks for s in chunk] == list(range(1, 5_001))
+
+    uvloop.run(story())
 
 
 async def test_a_log_made_anew_is_not_mistaken_for_the_old_one(nats_r1: Servers, r1: JetStreamLog) -> None:

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 import trustme
+import uvloop
 
 from modelyard_events.subjects import EVENTS_STREAM, LOG_STREAM, TELEMETRY_STREAM
 from modelyard_services.effects.log.contract import Log, LogFull, LogMisconfigured, LogUnavailable
@@ -205,9 +206,16 @@ def guarded(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> 
         yield servers
 
 
-async def test_tls_and_password_reach_both_connections(guarded: Servers, authority: trustme.CA) -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_tls_and_password_reach_both_connections(
+    guarded: Servers, authority: trustme.CA, run: Callable[[Coroutine[None, None, None]], None]
+) -> None:
     context = ssl.create_default_context()
     authority.configure_trust(context)
+    run(lets_in(guarded, context))
+
+
+async def lets_in(guarded: Servers, context: ssl.SSLContext) -> None:
     bare = msgspec.structs.replace(guarded.endpoint, tls=context)
     in_url = msgspec.structs.replace(bare, urls=(guarded.url.replace("://", "://control:se%20cret@"),))
     in_fields = msgspec.structs.replace(bare, user="control", password="se cret")  # noqa: S106

@@ -137,13 +137,7 @@ class Api:
         if reply.message is None:
             raise LogMisconfigured(f"reading stream {self.stream}: {reply.error}")
         raw = reply.message
-        return stored_event(
-            sequence=raw.seq,
-            time_ns=_nanoseconds(raw.time),
-            subject=raw.subject,
-            headers=b64decode(raw.hdrs),
-            body=b64decode(raw.data),
-        )
+        return stored_event(raw.seq, _nanoseconds(raw.time), raw.subject, b64decode(raw.hdrs), b64decode(raw.data))
 
     async def _ask(self, subject: str, body: bytes) -> bytes:
         deadline = asyncio.get_running_loop().time() + READ_SECONDS_MAX

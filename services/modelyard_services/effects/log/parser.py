@@ -144,11 +144,7 @@ class Parser:
         elif sequence != self._sequence + 1:
             raise HoleSeen(f"{sequence} came after {self._sequence}")
         self._sequence = sequence
-        self.events.append(
-            stored_event(
-                sequence=sequence, time_ns=int(place[-2]), subject=subject.decode(), headers=headers, body=body
-            )
-        )
+        self.events.append(stored_event(sequence, int(place[-2]), subject.decode(), headers, body))
 
     def _status(self, fields: list[bytes], headers: bytes, body: bytes) -> None:
         """A message that is no event: heartbeat, flow control, a reply with headers, or bad news."""
