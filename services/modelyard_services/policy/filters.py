@@ -188,8 +188,9 @@ def rejection(scene: Scene, node: NodeState, *, ignoring: str | None = None) -> 
 
 
 def vram_rejection(wish: Wish, node: NodeState, fit: int) -> Rejection | None:
-    """Whether `fit` bytes a device are too few; an unknown footprint needs any at all, if there are devices."""
-    needed = wish.per_gpu if wish.per_gpu is not None else int(bool(node.devices))
+    """Whether `fit` bytes a device are too few; an unknown footprint needs any at all, where there are devices."""
+    asks_devices = bool(node.devices) or wish.gpus > 1
+    needed = wish.per_gpu if wish.per_gpu is not None else int(asks_devices)
     if needed <= fit:
         return None
     # The gap is to what the devices have; where there are too few of them, all of it is missing.

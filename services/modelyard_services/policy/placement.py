@@ -114,6 +114,9 @@ def wish_of(fleet: Fleet, request: Request) -> Wish:
 
 def footprint_of(fleet: Fleet, model: ModelState, spec: ModelSpec) -> Footprint:
     """The footprint, by what is known of the spec and of its living replicas."""
+    if spec.vram is not None:
+        # The usual case, and a model may have a thousand replicas to ask.
+        return footprint(spec)
     measured = (
         sum(fleet.reservations[replica.reservation].vram.values())
         for replica in fleet.replicas_of(model.name)

@@ -18,6 +18,7 @@ from modelyard_services.errors import ModelyardError, UnavailableError
 from modelyard_services.policy.actions import Action, Moment, View, Watch
 from modelyard_services.policy.deadlines import observe
 from modelyard_services.policy.due import is_draining, next_due_ns
+from modelyard_services.policy.index import PlacementIndex
 from modelyard_services.policy.liveness import LIVENESS_SECONDS, judge
 from modelyard_services.policy.readings import read
 from modelyard_services.policy.reconcile import reconcile
@@ -47,6 +48,7 @@ class Reconciler:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._causes = Causes()
+        self._index = PlacementIndex()
         self._watch = Watch()
         self._woken = asyncio.Event()
         self._judged_ns: int | None = None
@@ -74,6 +76,7 @@ class Reconciler:
 
     def _note(self, events: Sequence[Recorded], touched: list[Touched]) -> None:
         self._causes.note(events)
+        self._index.note(self._runtime.fleet, touched)
         if touched:
             self._woken.set()
 
@@ -82,7 +85,7 @@ class Reconciler:
         moment = Moment(runtime.clock.now_ns(), runtime.clock.monotonic_ns(), runtime.connected_since_ns)
         self._watch = observe(self._watch, fleet=runtime.fleet, demand=runtime.demand, now_ns=moment.log_ns)
         readings = read(runtime.fleet, runtime.demand, heard_ns=moment.heard_ns)
-        return View(runtime.fleet, runtime.demand, readings, moment, self._watch)
+        return View(runtime.fleet, runtime.demand, readings, moment, self._watch, self._index.survey)
 
     def _liveness_is_due(self, moment: Moment) -> bool:
         due = self._judged_ns is None or moment.heard_ns - self._judged_ns >= LIVENESS_SECONDS * 1e9

@@ -1,0 +1,215 @@
+"""The fleet's nodes as sets of bits, one set for each thing that placement asks about a node.
+
+A node has a position, the order in which it registered; a set of nodes is an integer with their bits. What is
+asked of a node (`("count", "llama") = 2`, `"fails" = "alive"`) is a family and a value; `sets[family][value]` are
+the nodes of which it holds.
+
+Invariant: `refresh` leaves every set as if it had been built anew from the fleet and the readings.
+"""
+
+from collections.abc import Hashable, Iterable
+
+from modelyard_events.selectors import Selector, matches
+from modelyard_events.sizes import SIZE_MAX
+from modelyard_projections.fleet import Fleet, Loading, NodeState, Placed
+from modelyard_services.policy.filters import FIXED_FILTERS, REPLICAS_PER_NODE_MAX, Scene, Wish
+from modelyard_services.policy.memory import Room, empty_room, room
+from modelyard_services.policy.ranked import Entry, Ranked
+from modelyard_services.policy.readings import NodeReading, Readings
+
+Family = Hashable
+Fact = tuple[Family, Hashable]
+
+UNLIMITED = 4 * SIZE_MAX
+"""Stands in for a figure that nobody knows and that therefore passes every bound."""
+
+
+class Row:
+    """One node's place in the sets, and the figures it was entered with."""
+
+    __slots__ = (
+        "entries",
+        "facts",
+        "free",
+        "in_flight",
+        "loading",
+        "node",
+        "own",
+        "own_sequence",
+        "position",
+        "reading",
+    )
+
+    def __init__(self, node: NodeState, position: int) -> None:
+        self.node = node
+        self.position = position
+        self.reading = NodeReading()
+        self.facts: set[Fact] = set()
+        self.own: set[Fact] = set()
+        self.own_sequence = -1
+        self.entries: dict[Family, Entry] = {}
+        self.loading = 0
+        self.in_flight = 0
+        self.free = Room({}, 0)
+
+
+class Rows:
+    """All nodes of `fleet` as `readings` see them."""
+
+    def __init__(self, fleet: Fleet, readings: Readings) -> None:
+        self.fleet = fleet
+        self.readings = readings
+        self.sets: dict[Family, dict[Hashable, int]] = {}
+        self.ranked: dict[Family, Ranked] = {}
+        self.list: list[Row] = []
+        self.all = 0
+        self.by_name: dict[str, Row] = {}
+        self._selectors: dict[Selector, None] = {}
+        self._own_figures: set[Family] = set()
+        for node in fleet.nodes.values():
+            self.refresh(node)
+
+    def refresh(self, node: NodeState) -> None:
+        """Enter `node` anew, or for the first time."""
+        row = self.by_name.get(node.name)
+        if row is None:
+            row = self.by_name[node.name] = Row(node, len(self.list))
+            self.list.append(row)
+            self.all |= 1 << row.position
+        row.reading = self.readings.of(node.name)
+        row.free = room(self.fleet, node, row.reading)
+        changed = row.own_sequence != node.sequence
+        facts = self._facts(row)
+        bit = 1 << row.position
+        for family, value in row.facts - facts:
+            self._take(family, value, bit)
+        for family, value in facts - row.facts:
+            values = self.sets.setdefault(family, {})
+            values[value] = values.get(value, 0) | bit
+        row.facts = facts
+        for family, ranked in self.ranked.items():
+            if changed or family not in self._own_figures:
+                self._rank(row, family, ranked)
+
+    def having(self, family: Family, value: Hashable) -> int:
+        """The nodes of which `value` holds in `family`."""
+        return self.sets.get(family, {}).get(value, 0)
+
+    def matching(self, selector: Selector) -> int:
+        """The nodes whose labels match; a selector asked for once is kept up to date from then on."""
+        if not selector:
+            return self.all
+        if selector not in self._selectors:
+            self._selectors[selector] = None
+            found = 0
+            for row in self.list:
+                if matches(selector, row.node.labels):
+                    row.facts.add(("selector", selector))
+                    row.own.add(("selector", selector))
+                    found |= 1 << row.position
+            self.sets.setdefault("selector", {})[selector] = found
+        return self.having("selector", selector)
+
+    def by(self, family: Family) -> Ranked:
+        """The nodes in the order of a figure, `"spread"` or `("fit", gpus)` say; kept up to date from then on."""
+        ranked = self.ranked.get(family)
+        if ranked is None:
+            ranked = self.ranked[family] = Ranked()
+            if family == "disk_total" or (isinstance(family, tuple) and family[0] == "empty"):
+                self._own_figures.add(family)
+            for row in self.list:
+                self._rank(row, family, ranked)
+        return ranked
+
+    @property
+    def selectors(self) -> int:
+        """How many selectors are kept up to date."""
+        return len(self._selectors)
+
+    def _take(self, family: Family, value: Hashable, bit: int) -> None:
+        values = self.sets[family]
+        values[value] ^= bit
+        if not values[value]:
+            del values[value]
+            if not values:
+                del self.sets[family]
+
+    def _rank(self, row: Row, family: Family, ranked: Ranked) -> None:
+        entry = self._entry(row, family)
+        before = row.entries.get(family)
+        if entry != before:
+            if before is not None:
+                ranked.remove(before)
+            ranked.add(entry)
+            row.entries[family] = entry
+
+    def _entry(self, row: Row, family: Family) -> Entry:
+        node = row.node
+        match family:
+            case "spread":
+                return -row.free.total, node.name, row.position
+            case "pack":
+                return row.free.total, node.name, row.position
+            case "disk_free":
+                return -_known(row.reading.disk_free), "", row.position
+            case "disk_total":
+                return -_known(node.facts.disk_total), "", row.position
+            case ("fit", int() as gpus):
+                return -row.free.fit(gpus), "", row.position
+            case ("empty", int() as gpus):
+                return -empty_room(node).fit(gpus), "", row.position
+            case _:
+                raise ValueError(f"no figure is named {family!r}")
+
+    def _facts(self, row: Row) -> set[Fact]:
+        node = row.node
+        replicas = [self.fleet.replicas[replica] for replica in node.replicas]
+        row.loading = sum(isinstance(state.phase, Placed | Loading) for state in replicas)
+        row.in_flight = sum(self.readings.in_flight.get(state.id, 0) for state in replicas)
+        facts = self._own(row) | {("loading", row.loading), ("in_flight", row.in_flight), *self._slots(node)}
+        for state in replicas:
+            for group in state.groups:
+                facts.add((("group", group), state.model))
+            if state.exclusive:
+                facts.add(("node", "exclusive"))
+        for model in node.load_failures:
+            facts.add(("failed", model))
+        if replicas:
+            facts.add(("node", "occupied"))
+        if len(replicas) >= REPLICAS_PER_NODE_MAX:
+            facts.add(("node", "full"))
+        return facts
+
+    def _own(self, row: Row) -> set[Fact]:
+        """What only the node's own events change: judged anew after one of those."""
+        node = row.node
+        if row.own_sequence != node.sequence:
+            row.own_sequence = node.sequence
+            row.own = {
+                ("cap", node.max_replicas_per_model),
+                *self._fixed(node),
+                *(("selector", selector) for selector in self._selectors if matches(selector, node.labels)),
+            }
+            if node.devices:
+                row.own.add(("node", "devices"))
+        return row.own
+
+    def _slots(self, node: NodeState) -> Iterable[Fact]:
+        cap = node.max_replicas_per_model
+        for model, taken in node.slots.items():
+            yield ("count", model), len(taken)
+            if len(taken) >= cap:
+                yield "no_slot", model
+
+    def _fixed(self, node: NodeState) -> Iterable[Fact]:
+        """The node's own filters, which ask nothing of the wish; the selector is judged apart."""
+        for name, judge in FIXED_FILTERS.items():
+            if name != "selector" and judge(_ANY, node) is not None:
+                yield "fails", name
+
+
+def _known(size: int | None) -> int:
+    return UNLIMITED if size is None else size
+
+
+_ANY = Scene(Fleet(), Readings(), Wish(model="", now_ns=0))  # type: ignore[arg-type]  # no model's wish

@@ -1,0 +1,88 @@
+"""The index answers what the plain search answers, whatever happens to a fleet and in whatever order it is told."""
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, rule
+from tests.property.test_placement_invariants import MODELS, NODES, AnyFleet, some_gib
+from tests.support.given import GIB
+
+from modelyard_events.ids import CommandId, ModelName, NodeName
+from modelyard_events.node import NodeRemoved
+from modelyard_services.policy.ending import end
+from modelyard_services.policy.filters import Wish
+from modelyard_services.policy.index import PlacementIndex
+from modelyard_services.policy.placement import Request, wish_of
+from modelyard_services.policy.ranked import Ranked
+from modelyard_services.policy.readings import NodeReading, Readings
+from modelyard_services.policy.survey import survey
+
+node_readings = st.builds(
+    NodeReading,
+    vram_free=st.dictionaries(st.integers(-1, 2), some_gib, max_size=3),
+    disk_free=st.one_of(st.none(), some_gib),
+)
+
+
+class IndexedFleet(AnyFleet):
+    """Anything may happen, and after each step both searches are asked the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = PlacementIndex()
+        self.readings = Readings()
+
+    @rule(nodes=st.dictionaries(st.sampled_from(NODES), node_readings), data=st.data())
+    def measure(self, nodes: dict[str, NodeReading], data: st.DataObject) -> None:
+        replicas = sorted(self.world.fleet.replicas)
+        busy = data.draw(st.dictionaries(st.sampled_from(replicas), st.integers(0, 3))) if replicas else {}
+        self.readings = Readings({NodeName(name): reading for name, reading in nodes.items()}, busy)
+
+    @rule(node=st.sampled_from(NODES))
+    def remove_node(self, node: str) -> None:
+        state = self.world.fleet.nodes.get(NodeName(node))
+        if state is not None and not (set(state.reservations) - {self._reservation(each) for each in state.replicas}):
+            self._append([*end(self.world.fleet, state.replicas, reason="node_removed"), NodeRemoved(node=node)])
+
+    def _reservation(self, replica: str) -> str:
+        return next(each.reservation for each in self.world.fleet.replicas.values() if each.id == replica)
+
+    @invariant()
+    def both_answer_the_same(self) -> None:
+        fleet = self.world.fleet
+        self.index.note(fleet, fleet.take_touched())
+        for model in MODELS:
+            state = fleet.models.get(ModelName(model))
+            if state is None or state.spec is None:
+                continue
+            wish = wish_of(fleet, Request(model=ModelName(model), command=CommandId("c"), now_ns=self.world.now_ns))
+            for variant in _variants(wish):
+                assert self.index.survey(fleet, self.readings, variant) == survey(fleet, self.readings, variant)
+
+
+def _variants(wish: Wish) -> list[Wish]:
+    replace = msgspec.structs.replace
+    return [wish, replace(wish, disk=10 * GIB), replace(wish, per_gpu=None), replace(wish, binpack=not wish.binpack)]
+
+
+IndexedFleet.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestIndexedFleet = IndexedFleet.TestCase
+
+entries = st.lists(st.integers(-5, 5), max_size=600)
+
+
+@given(figures=entries, removed=st.sets(st.integers(0, 599)), bound=st.integers(-6, 6), among=st.integers(0, 2**600))
+def test_a_ranked_list_answers_as_a_sorted_one(figures: list[int], removed: set[int], bound: int, among: int) -> None:
+    """Blocks split and vanish; what they answer stays that of a plain sorted list."""
+    ranked = Ranked()
+    every = [(figure, str(position % 7), position) for position, figure in enumerate(figures)]
+    for entry in every:
+        ranked.add(entry)
+    for entry in every:
+        if entry[2] in removed:
+            ranked.remove(entry)
+    left = sorted(entry for entry in every if entry[2] not in removed)
+    assert ranked.at_least(bound) == sum(1 << entry[2] for entry in left if entry[0] >= bound)
+    hits = [entry for entry in left if among >> entry[2] & 1]
+    assert list(ranked.first(among)) == hits
+    assert ranked.last(among) == (hits[-1] if hits else None)
