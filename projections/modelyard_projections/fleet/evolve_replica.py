@@ -28,6 +28,7 @@ from modelyard_projections.fleet.state import (
     Draining,
     LoadFailures,
     Loading,
+    NodeState,
     Placed,
     Ready,
     ReplicaState,
@@ -152,14 +153,25 @@ def _end(fleet: FleetState, replica: ReplicaId, recorded: Recorded) -> None:
     state = fleet.replicas.pop(replica)
     node = fleet.nodes[state.node]
     del node.replicas[replica]
-    slots = node.slots[state.model]
-    if slots.get(state.replica_index) == replica:
-        del slots[state.replica_index]
-    if not slots:
-        del node.slots[state.model]
+    _free_slot(fleet, node, state)
     fleet.touch("replica", replica)
     fleet.touch("node", node.name)
     _free_newcomers(fleet, state, recorded)
+
+
+def _free_slot(fleet: FleetState, node: NodeState, ended: ReplicaState) -> None:
+    """A slot goes back to the victim that a newcomer waited for, when the newcomer ends first."""
+    slots = node.slots[ended.model]
+    if slots.get(ended.replica_index) != ended.id:
+        return
+    victims = [fleet.replicas[victim] for victim in ended.waits_for if victim in fleet.replicas]
+    heirs = [each.id for each in victims if (each.model, each.replica_index) == (ended.model, ended.replica_index)]
+    if heirs:
+        slots[ended.replica_index] = heirs[0]
+    else:
+        del slots[ended.replica_index]
+    if not slots:
+        del node.slots[ended.model]
 
 
 def _free_newcomers(fleet: FleetState, ended: ReplicaState, recorded: Recorded) -> None:

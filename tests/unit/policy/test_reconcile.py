@@ -38,6 +38,7 @@ from modelyard_events.reservation import OperatorHolder, ReservationGranted, Res
 from modelyard_events.selectors import parse_selector
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule, SpreadAll, revision_of
 from modelyard_events.telemetry import Heartbeat, ReplicaReading
+from modelyard_services.policy.models import remove
 
 M = ModelName("m")
 R1 = ReplicaId("r-1")
@@ -392,3 +393,17 @@ def test_every_end_carries_its_reason_and_every_choice_its_decision() -> None:
         assert isinstance(event, ReplicaDrainStarted)
         assert isinstance(event.decision, Decision)
         assert event.decision.outcome
+
+
+def test_a_newcomer_that_ends_first_gives_the_slot_back_to_the_one_it_waited_for() -> None:
+    """R2, X21: the old replica's process is there until it has stopped, and nobody else may take its slot."""
+    world = World(*an_approved_node(), *a_model(), *a_ready_replica(R1), redefined())
+    world.route(r_1=1)
+    world.settle()
+    world.append(*remove(world.fleet, model=M))
+    assert world.replicas() == [("n1", "draining")]
+    assert world.fleet.nodes[NodeName("n1")].slots[M] == {0: R1}
+    world.route()
+    world.live()
+    assert world.replicas() == []
+    assert not world.fleet.nodes[NodeName("n1")].slots
