@@ -11,6 +11,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from modelyard_events.ids import ReplicaId
 from modelyard_events.selectors import matches, parse_selector
+from modelyard_projections.hashing import StateHash
 from modelyard_services.api import views
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import PAGE_MAX, ApiRequest, page, service_of
@@ -48,6 +49,13 @@ class ScheduleList(msgspec.Struct, frozen=True):
     items: list[views.ScheduleView]
     next: str | None
     sequence: int
+
+
+class HashView(msgspec.Struct, frozen=True):
+    """The state at `sequence` as 32 hex digits."""
+
+    sequence: int
+    hash: str
 
 
 class Queries(Controller):
@@ -160,6 +168,12 @@ class Queries(Controller):
     async def show_settings(self, request: ApiRequest) -> views.SettingsView:
         """What operators changed at run time, and the nodes of an open mass loss."""
         return views.settings_view(service_of(request).fleet)
+
+    @get("/state/hash", summary="The state's hash")
+    async def state_hash(self, request: ApiRequest) -> HashView:
+        """The canonical hash of all this process knows: equal to a replay's and to the read model's (I9)."""
+        fleet = service_of(request).fleet
+        return HashView(fleet.sequence, StateHash.of(fleet).text)
 
 
 def _node(request: ApiRequest, name: str) -> views.NodeView:

@@ -68,7 +68,8 @@ def up(  # noqa: PLR0913 - one option per setting
     from modelyard_services.effects.process import run_process
     from modelyard_services.policy.access import is_loopback
     from modelyard_services.policy.configuration import Document, read_documents
-    from modelyard_services.supervisor.settings import Endpoints, UpSettings
+    from modelyard_services.supervisor.settings import UpSettings
+    from modelyard_services.supervisor.up import Running
     from modelyard_services.supervisor.up import up as run_up
 
     files = tuple(config or ())
@@ -90,9 +91,9 @@ def up(  # noqa: PLR0913 - one option per setting
         log_level=log_level,
     )
 
-    def on_ready(endpoints: Endpoints) -> None:
+    def on_ready(running: Running) -> None:
         out = console()
-        for name, value in msgspec.structs.asdict(endpoints).items():
+        for name, value in msgspec.structs.asdict(running.endpoints).items():
             shown = "(in endpoints.json)" if name in {"registration_token", "token", "database_url"} else value
             if value is not None:
                 out.print(f"{name:<20} {shown}", highlight=False)
@@ -100,6 +101,30 @@ def up(  # noqa: PLR0913 - one option per setting
         sys.stdout.flush()
 
     run_process(lambda stop: run_up(settings, stop, on_ready=on_ready), log_level="warning")
+
+
+def demo(*, data_dir: Path | None = None, port: int = 0) -> None:
+    """Show the main job on real parts: three workers, a real embedding model, a killed worker, one state everywhere.
+
+    Parameters
+    ----------
+    data_dir
+        Where to keep the data; by default a directory that is removed at the end.
+    port
+        Of API and gateway; 0 takes a free one.
+    """
+    import tempfile
+
+    from modelyard_services.effects.process import run_process
+    from modelyard_services.supervisor.demo import DemoFailedError, demo_settings
+    from modelyard_services.supervisor.demo import demo as run_demo
+
+    with tempfile.TemporaryDirectory(prefix="modelyard-demo-") as temporary:
+        settings = demo_settings(data_dir or Path(temporary), port=port)
+        try:
+            run_process(lambda stop: run_demo(settings, stop, console()), log_level="error")
+        except DemoFailedError as error:
+            raise CommandFailedError(f"the demo failed: {error}") from error
 
 
 def worker(  # noqa: PLR0913 - one option per setting

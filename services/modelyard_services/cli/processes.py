@@ -72,7 +72,7 @@ class Common:
 
 def register(app: App) -> None:
     """Add the commands to `app`."""
-    for command in (local.up, local.worker, api, router, gateway, registrar, reconciler, projector):
+    for command in (local.up, local.demo, local.worker, api, router, gateway, registrar, reconciler, projector):
         app.command(command)
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
-import structlog
 
-from modelyard_services.effects.embedded.children import ProcessTree
+from modelyard_services.effects.embedded.children import ChildReport, ProcessTree
 from modelyard_services.effects.embedded.nats import embedded_nats
 from modelyard_services.effects.embedded.ports import address, port_for
 from modelyard_services.effects.embedded.postgres import embedded_postgres
@@ -28,7 +27,16 @@ Given = TypeVar("Given")
 LOOPBACK: Final = "127.0.0.1"
 WORKER_PREFIX: Final = "local"
 
-_log = structlog.get_logger(__name__)
+
+class Running(msgspec.Struct, frozen=True):
+    """An installation that serves: where it is, NATS in the control role (secret), and how its children are."""
+
+    endpoints: Endpoints
+    control_url: str
+    report: Callable[[], tuple[ChildReport, ...]]
+
+
+OnReady = Callable[[Running], None]
 
 
 class Ports(msgspec.Struct, frozen=True):
@@ -41,8 +49,8 @@ class Ports(msgspec.Struct, frozen=True):
     projector: int = 0
 
 
-async def up(settings: UpSettings, stop: asyncio.Event, *, on_ready: Callable[[Endpoints], None]) -> None:
-    """Run everything until `stop` is set or a child can't be kept up.
+async def up(settings: UpSettings, stop: asyncio.Event, *, on_ready: OnReady) -> None:
+    """Run everything until `stop` is set or a child can't be kept up; `on_ready` is told once all of it serves.
 
     Raises:
         DataDirectoryInUseError: another `up` runs on the data directory.
@@ -53,7 +61,7 @@ async def up(settings: UpSettings, stop: asyncio.Event, *, on_ready: Callable[[E
         yard = _Yard(settings, data_dir, tree)
         endpoints = await yard.start()
         write_private(data_dir / "endpoints.json", msgspec.json.format(msgspec.json.encode(endpoints)))
-        on_ready(endpoints)
+        on_ready(Running(endpoints, yard.control_url, tree.report))
         await _until(stop, tree)
 
 
@@ -80,13 +88,18 @@ class _Yard:
         self._ports = _ports(settings, data_dir)
         self._environment = dict(os.environ)
 
+    @property
+    def control_url(self) -> str:
+        """NATS in the control role."""
+        return self._environment["MODELYARD_NATS_URL"]
+
     async def start(self) -> Endpoints:
         beyond = self._settings.host != LOOPBACK
         secrets = secrets_of(self._data_dir, beyond_loopback=beyond)
         nats_url = await self._start_nats()
         database_url = await self._start_postgres()
         self._environment["MODELYARD_DATABASE_URL"] = database_url
-        await admit(secrets, ProcessSettings("up", NatsSettings(self._environment["MODELYARD_NATS_URL"])))
+        await admit(secrets, ProcessSettings("up", NatsSettings(self.control_url)))
         await self._start_control_plane()
         endpoints = self._endpoints(secrets, nats_url, database_url)
         await self._start_workers(endpoints)
