@@ -1,5 +1,7 @@
 """Ports: held until exit, then quarantined (rule W4)."""
 
+from pathlib import Path
+
 import pytest
 from tests.support.backends import free_range
 
@@ -74,3 +76,16 @@ def test_a_port_that_was_never_used_needs_no_quarantine() -> None:
     ports, taken = three_ports(Clock())
     ports.put_back(taken[2])
     assert ports.take() == taken[2]
+
+
+def test_two_workers_on_one_machine_never_get_one_port_though_nothing_listens_there_yet(tmp_path: Path) -> None:
+    """X22: a backend binds its port long after it was given it."""
+    first = free_range().first
+    here, there = (
+        Ports(PortRange(first, first + 3), host="127.0.0.1", now=lambda: 0.0, quarantine_seconds=15.0, claims=tmp_path)
+        for _ in range(2)
+    )
+    taken = [here.take(), there.take(), here.take(), there.take()]
+    assert len(set(taken)) == 4
+    here.put_back(taken[0])
+    assert there.take() == taken[0]

@@ -4,8 +4,12 @@ Invariant: a port is handed out only if nothing listens on it, no process of our
 since the last one that did has exited, so that no late request reaches the wrong model (rule W4, trap X22).
 """
 
+import fcntl
+import os
 import socket
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -29,8 +33,17 @@ class PortRange(msgspec.Struct, frozen=True):
 class Ports:
     """`now` is a monotonic clock in seconds."""
 
-    def __init__(self, ports: PortRange, *, host: str, now: Callable[[], float], quarantine_seconds: float) -> None:
+    def __init__(
+        self,
+        ports: PortRange,
+        *,
+        host: str,
+        now: Callable[[], float],
+        quarantine_seconds: float,
+        claims: Path | None = None,
+    ) -> None:
         self._range = ports
+        self._claims = Claims(claims or Path(tempfile.gettempdir()) / f"modelyard-ports-{os.getuid()}")
         self._host = host
         self._now = now
         self._quarantine_seconds = quarantine_seconds
@@ -44,10 +57,11 @@ class Ports:
         Raises:
             LaunchRefusedError: none is free.
         """
+        self._expire()
         count = self._range.last - self._range.first + 1
         for step in range(count):
             port = self._range.first + (self._next - self._range.first + step) % count
-            if self._is_free(port):
+            if self._is_free(port) and self._claims.claim(port):
                 self._next = port + 1
                 self._held.add(port)
                 return port
@@ -56,6 +70,7 @@ class Ports:
     def hold(self, port: int) -> None:
         """A port that an adopted process listens on."""
         self._held.add(port)
+        self._claims.claim(port)
 
     def release(self, port: int, *, exited_seconds_ago: float = 0.0) -> None:
         """The process on `port` has exited."""
@@ -65,6 +80,14 @@ class Ports:
     def put_back(self, port: int) -> None:
         """Nothing was started on `port`, so there is nothing to wait for."""
         self._held.discard(port)
+        self._claims.give_up(port)
+
+    def _expire(self) -> None:
+        """Let others have what our own quarantine no longer keeps."""
+        for port in [port for port, free_at in self._free_at.items() if self._now() >= free_at]:
+            del self._free_at[port]
+            if port not in self._held:
+                self._claims.give_up(port)
 
     def _is_free(self, port: int) -> bool:
         if port in self._held or self._now() < self._free_at.get(port, 0.0):
@@ -77,3 +100,36 @@ class Ports:
             except OSError:
                 return False
         return True
+
+
+class Claims:
+    """Ports claimed by any worker of this user on this machine.
+
+    A backend binds its port seconds after it was given it, when its model is loaded: until then the port looks free
+    to every other worker, whose health probe would then find the wrong process well. A lock on a file per port says
+    otherwise; the kernel lets go of it when its worker dies, and then the port itself is bound or free.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files: dict[int, int] = {}
+
+    def claim(self, port: int) -> bool:
+        """Whether the port is ours now."""
+        if port in self._files:
+            return True
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        file = os.open(self._directory / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return False
+        self._files[port] = file
+        return True
+
+    def give_up(self, port: int) -> None:
+        """The port is anybody's."""
+        file = self._files.pop(port, None)
+        if file is not None:
+            os.close(file)
