@@ -27,9 +27,9 @@ EMBED = {"model": "m", "input": "hello"}
 
 @pytest.fixture
 async def yard(nats_r1: Servers) -> AsyncIterator[Yard]:
+    await nats_r1.forget()
     async with a_yard(nats_r1.url) as yard:
         yield yard
-    await nats_r1.forget()
 
 
 async def test_an_answer_comes_from_the_replica_that_the_headers_name(yard: Yard) -> None:

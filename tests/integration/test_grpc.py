@@ -32,9 +32,9 @@ NO_PROXY = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)
 
 @pytest.fixture
 async def yard(nats_r1: Servers) -> AsyncIterator[Yard]:
+    await nats_r1.forget()
     async with a_yard(nats_r1.url) as yard:
         yield yard
-    await nats_r1.forget()
 
 
 @contextlib.asynccontextmanager

@@ -56,8 +56,9 @@ class Yard:
         await self.commit(*[_at(event, port) for event in history])
 
     def kill(self, replica: str) -> None:
-        """As by a crash that nobody has told of yet."""
-        self.processes[replica].send_signal(signal.SIGKILL)
+        """As by a crash that nobody has told of yet; killing the dead is harmless."""
+        with contextlib.suppress(ProcessLookupError):
+            self.processes[replica].send_signal(signal.SIGKILL)
 
     async def end(self) -> None:
         for process in self.processes.values():
