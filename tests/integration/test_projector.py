@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 
 import msgspec
 import psycopg
@@ -12,6 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from psycopg import sql
 from sqlalchemy import Connection, func, select, text
+from tests.support.held_log import HeldLog
 from tests.support.postgres import Database as EmptyDatabase
 from tests.support.projections import Writer, opened, projected, projecting, until, verify
 
@@ -25,7 +26,6 @@ from modelyard_projections.queries import event_page, projection, rows_hash
 from modelyard_projections.writes import read_checkpoint
 from modelyard_services.effects.clock import Clock
 from modelyard_services.effects.database import Database
-from modelyard_services.effects.log.contract import Stored
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.projector.errors import ProjectionStoppedError, RivalDiffersError
 from modelyard_services.projector.projector import Projector
@@ -220,36 +220,6 @@ async def test_a_rival_of_another_version_is_noticed(read_model: Database) -> No
     held.release()
     with pytest.raises(RivalDiffersError, match="another version of the projector"):
         await running
-
-
-class HeldLog:
-    """A log of which a follower sees no more than the events up to `until`, before the rest comes at once."""
-
-    def __init__(self, log: MemoryLog, until: int) -> None:
-        self._log = log
-        self._until = until
-        self._released = asyncio.Event()
-        self.log_id = log.log_id
-        self.append, self.read, self.sequence_at = log.append, log.read, log.sequence_at
-
-    def release(self) -> None:
-        self._released.set()
-
-    async def last_sequence(self) -> int:
-        return self._until
-
-    async def follow(self, *, after: int, subject: str | None = None) -> AsyncGenerator[list[Stored], None]:
-        assert subject is None
-        yield await self._between(after, self._until)
-        await self._released.wait()
-        last = await self._log.last_sequence()
-        yield await self._between(self._until, last)
-        async for chunk in self._log.follow(after=last):
-            yield chunk
-
-    async def _between(self, after: int, last: int) -> list[Stored]:
-        found = [await self._log.read(sequence) for sequence in range(after + 1, last + 1)]
-        return [one for one in found if one is not None]
 
 
 async def _with_node(writer: Writer) -> int:

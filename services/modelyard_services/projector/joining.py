@@ -25,6 +25,7 @@ async def slices(following: AsyncGenerator[list[Stored], None]) -> AsyncGenerato
     upcoming = _upcoming(following)
     try:
         while True:
+            _heed_cancellation()
             joined = list(await upcoming)
             upcoming = _upcoming(following)
             upcoming = await _join(joined, upcoming, following)
@@ -34,6 +35,17 @@ async def slices(following: AsyncGenerator[list[Stored], None]) -> AsyncGenerato
         upcoming.cancel()
         await asyncio.wait({upcoming})
         await following.aclose()
+
+
+def _heed_cancellation() -> None:
+    """Raise the cancellation that a request lost while the consumer had its turn.
+
+    Until Python 3.12, `asyncio.wait_for`, on which nats-py's requests stand, swallows one that comes together with the
+    answer; the consumer would then wait here for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def cut(events: Sequence[Stored]) -> Iterator[list[Stored]]:
