@@ -1,7 +1,6 @@
 """Followers of the real log when connections break, servers restart, and folds are slow."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 
 import msgspec
@@ -41,7 +40,6 @@ async def fill(log: JetStreamLog, events: int, *, body: bytes = b'{"type":"node.
 async def test_two_hundred_thousand_events_come_whole_and_in_order(r1: JetStreamLog) -> None:
     await fill(r1, REPLAYED)
     expected = 1
-    began = time.perf_counter()
     with capture_logs() as warnings:
         for chunk in await read_until(r1, REPLAYED):
             assert chunk[-1].batch_end
@@ -50,8 +48,6 @@ async def test_two_hundred_thousand_events_come_whole_and_in_order(r1: JetStream
                 expected += 1
     assert expected == REPLAYED + 1
     assert warnings == []
-    # A tenth of what the reader does on two busy cores: a fall back to per-message work would show.
-    assert REPLAYED / (time.perf_counter() - began) > 20_000
 
 
 async def test_a_connection_that_breaks_again_and_again_loses_nothing(nats_r1: Servers, r1: JetStreamLog) -> None:

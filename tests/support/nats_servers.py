@@ -89,6 +89,13 @@ class Node:
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGCONT)
 
+    async def forgets(self, stream: str) -> None:
+        """Wait until a deleted stream's files are gone: the server answers earlier, and can't create it until then."""
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while self.running and any(self._directory.glob(f"store/jetstream/*/streams/{stream}")):
+            assert time.monotonic() < deadline, self.log()
+            await asyncio.sleep(0.01)
+
     def log(self) -> str:
         return (self._directory / "server.log").read_text()[-4_000:]
 

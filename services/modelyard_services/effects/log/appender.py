@@ -10,21 +10,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-import structlog
-
 from modelyard_services.effects.log.api import Api
-from modelyard_services.effects.log.contract import (
-    EventIdReused,
-    LogFailure,
-    LogFull,
-    LogUnavailable,
-    Message,
-    SequenceMoved,
-)
-from modelyard_services.effects.log.decision import guards
+from modelyard_services.effects.log.contract import LogFailure, LogUnavailable, Message
 from modelyard_services.effects.log.grouping import Waiting, take_group, waiting
 from modelyard_services.effects.log.headroom import Headroom
-from modelyard_services.effects.log.publisher import Duplicate, Full, Moved, Publisher, Written
+from modelyard_services.effects.log.publisher import Definite, Full, Publisher, Sent, Written
+from modelyard_services.effects.log.settlement import settle
 
 APPEND_SECONDS_MAX: Final = 15.0
 """From the call to an answer: longer than the election after a killed leader, which servers wait 4 to 9 s to begin."""
@@ -35,12 +26,8 @@ WAITING_MAX: Final = 4_096
 ALONE_AT_ONCE_MAX: Final = 8
 """Decisions of a refused group tried at the same time; far below the batches a server takes in flight."""
 
-SETTLE_TRIES_MAX: Final = 8
-"""A server that refuses a guard which its own reads confirm has just changed its mind or its leader."""
-
 SETTLE_PAUSE_SECONDS: Final = 0.05
-
-_log = structlog.get_logger(__name__)
+"""Before a decision is sent again whose refusal the log's reads don't explain: a leader is changing."""
 
 
 class Appender:
@@ -92,15 +79,16 @@ class Appender:
 
     async def _write_together(self, group: list[Waiting]) -> list[Waiting]:
         """Write `group` as one batch; returns those that must be tried alone."""
+        sent = Sent(min(one.sent.deadline for one in group))
         try:
-            outcome = await self._publisher.write(
-                [one.decision for one in group], deadline=min(one.deadline for one in group)
-            )
+            outcome = await self._publisher.write([one.decision for one in group], sent)
         except LogFailure as failure:
             for one in group:
                 _answer(one, _for_each(failure))
             return []
         if not isinstance(outcome, Written):
+            for one in group:
+                one.sent.unanswered = sent.unanswered
             return group
         first = outcome.last + 1 - sum(len(one.decision) for one in group)
         for one in group:
@@ -119,54 +107,21 @@ class Appender:
                 _answer(one, failure)
 
     async def _written_alone(self, one: Waiting) -> tuple[int, ...]:
-        for _ in range(SETTLE_TRIES_MAX):
-            outcome: Written | Moved | Duplicate | Full
-            if one.essential or self._headroom.has_room_for(one.size):
-                outcome = await self._publisher.write([one.decision], deadline=one.deadline)
-            else:
-                outcome = Full(self._headroom.account)
+        while True:
+            outcome = await self._write_once(one)
             if isinstance(outcome, Written):
                 self._headroom.used(one.size, messages=len(one.decision))
                 return tuple(range(outcome.last + 1 - len(one.decision), outcome.last + 1))
-            if (sequences := await self._settled(one.decision, outcome)) is not None:
+            sequences = await settle(self._api, one.decision, outcome, unanswered=one.sent.unanswered)
+            if sequences is not None:
                 return sequences
+            one.sent.give_up_in_time()
             await asyncio.sleep(SETTLE_PAUSE_SECONDS)
-        raise SequenceMoved(one.decision[0].subject, None)
 
-    async def _settled(self, decision: Sequence[Message], outcome: Moved | Duplicate | Full) -> tuple[int, ...] | None:
-        """What a refusal means, judged by what the log holds; None if the log contradicts it: then try again."""
-        if (sequences := await self._in_the_log(decision)) is not None:
-            return sequences
-        await self._refuse_moved(decision, outcome)
-        match outcome:
-            case Duplicate():
-                raise EventIdReused(decision[0].event_id)
-            case Full():
-                raise LogFull(outcome.text)
-            case Moved():
-                return None
-
-    async def _in_the_log(self, decision: Sequence[Message]) -> tuple[int, ...] | None:
-        """The sequences of `decision` if it is in the log: if so, its first event is the next after its guard."""
-        first, last = decision[0], decision[-1]
-        found = await self._api.next_on(first.subject, first.expected + 1)
-        if found is None or found.event_id != first.event_id:
-            return None
-        end = found.sequence + len(decision) - 1
-        stored = found if last is first else await self._api.get(end)
-        if stored is None or (stored.subject, stored.event_id) != (last.subject, last.event_id):
-            return None
-        return tuple(range(found.sequence, end + 1))
-
-    async def _refuse_moved(self, decision: Sequence[Message], outcome: Moved | Duplicate | Full) -> None:
-        expected_of = guards(decision)
-        if len(expected_of) == 1 and isinstance(outcome, Moved) and outcome.sequence is not None:
-            raise SequenceMoved(decision[0].subject, outcome.sequence)
-        for subject, expected in expected_of.items():
-            newest = await self._api.last_on(subject)
-            sequence = 0 if newest is None else newest.sequence
-            if sequence != expected:
-                raise SequenceMoved(subject, sequence)
+    async def _write_once(self, one: Waiting) -> Definite:
+        if one.essential or self._headroom.has_room_for(one.size):
+            return await self._publisher.write([one.decision], one.sent)
+        return Full(self._headroom.account)
 
 
 def _answer(one: Waiting, outcome: tuple[int, ...] | LogFailure) -> None:

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from modelyard_services.effects.log.contract import DECISION_BYTES_MAX, DECISION_MESSAGES_MAX, Message
 from modelyard_services.effects.log.decision import body_bytes
+from modelyard_services.effects.log.publisher import Sent
 
 GROUP_DECISIONS_MAX: Final = 32
 """More gains little, and each must be tried alone when one guard of the group fails."""
@@ -29,7 +30,7 @@ class Waiting(Struct, eq=False):
         subjects: of its events.
         size: bytes of its bodies.
         essential: a fact or an end, taken even when the log is nearly full.
-        deadline: on the loop's clock; after this it is given up.
+        sent: what is known about its sends so far.
         outcome: its sequences, or why not.
     """
 
@@ -37,7 +38,7 @@ class Waiting(Struct, eq=False):
     subjects: frozenset[str]
     size: int
     essential: bool
-    deadline: float
+    sent: Sent
     outcome: asyncio.Future[tuple[int, ...]]
 
 
@@ -48,7 +49,7 @@ def waiting(decision: Sequence[Message], *, essential: bool, deadline: float) ->
         subjects=frozenset(message.subject for message in decision),
         size=body_bytes(decision),
         essential=essential,
-        deadline=deadline,
+        sent=Sent(deadline),
         outcome=asyncio.get_running_loop().create_future(),
     )
 

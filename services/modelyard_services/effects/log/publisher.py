@@ -59,7 +59,9 @@ class Moved(Struct, frozen=True):
 
 
 class Duplicate(Struct, frozen=True):
-    """An event id of it is stored already."""
+    """An event id of it is stored already, at `sequence` if the server said."""
+
+    sequence: int | None = None
 
 
 class Full(Struct, frozen=True):
@@ -69,6 +71,25 @@ class Full(Struct, frozen=True):
 
 
 Definite = Written | Moved | Duplicate | Full
+
+
+class Sent(Struct, eq=False):
+    """What is known about the sends of a decision so far.
+
+    Attributes:
+        deadline: on the loop's clock; after this it is given up.
+        unanswered: whether one of them may have been, or may yet be, stored without our knowing.
+        problem: what went wrong last.
+    """
+
+    deadline: float
+    unanswered: bool = False
+    problem: str = ""
+
+    def give_up_in_time(self) -> None:
+        """Raise LogUnavailable once the deadline is passed."""
+        if asyncio.get_running_loop().time() > self.deadline:
+            raise LogUnavailable(f"the log doesn't take appends: {self.problem}", nothing_written=not self.unanswered)
 
 
 class _Ack(Struct, frozen=True):
@@ -88,42 +109,44 @@ class Publisher:
         self._client = client
         self._stream = stream
 
-    async def write(self, decisions: Sequence[Sequence[Message]], *, deadline: float) -> Definite:
+    async def write(self, decisions: Sequence[Sequence[Message]], sent: Sent) -> Definite:
         """Write all of `decisions`, which share no subject, or nothing.
 
         Raises:
-            LogUnavailable: no definite answer before `deadline` (on the loop's clock).
+            LogUnavailable: no definite answer before the deadline.
             LogMisconfigured, DecisionTooLarge: the server will never take it.
         """
-        loop = asyncio.get_running_loop()
         frames = _frames(decisions)
-        unanswered = attempt = contended = 0
+        attempt = contended = 0
         while True:
-            try:
-                ack = await self._send(frames)
-            except nats.errors.NoRespondersError:
-                problem = "nobody leads the log"
-            except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError) as error:
-                problem = str(error)
-            except nats.errors.Error as error:
-                unanswered += 1
-                problem = str(error) or "no answer"
-                await leave_if_dead(self._client)
+            outcome = await self._try(frames, sent)
+            if _is_contended(outcome) and contended < CONTENTION_TRIES_MAX:
+                pause = backoff_seconds(contended, base=CONTENTION_BASE_SECONDS, cap=CONTENTION_CAP_SECONDS)
+                contended += 1
+            elif outcome is not None:
+                return outcome
             else:
-                outcome = _definite(ack, self._stream)
-                if isinstance(outcome, Moved) and outcome.sequence is None and contended < CONTENTION_TRIES_MAX:
-                    await asyncio.sleep(
-                        backoff_seconds(contended, base=CONTENTION_BASE_SECONDS, cap=CONTENTION_CAP_SECONDS)
-                    )
-                    contended += 1
-                    continue
-                if outcome is not None:
-                    return outcome
-                problem = ack.error.description if ack.error else ""
-            if loop.time() > deadline:
-                raise LogUnavailable(f"the log doesn't take appends: {problem}", nothing_written=not unanswered)
-            await asyncio.sleep(backoff_seconds(attempt, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS))
-            attempt += 1
+                sent.give_up_in_time()
+                pause = backoff_seconds(attempt, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS)
+                attempt += 1
+            await asyncio.sleep(pause)
+
+    async def _try(self, frames: list[tuple[Message, dict[str, str]]], sent: Sent) -> Definite | None:
+        """One send; None if it must be sent again, `sent` says why."""
+        try:
+            ack = await self._send(frames)
+        except nats.errors.NoRespondersError:
+            sent.problem = "nobody leads the log"
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError) as error:
+            sent.problem = str(error)
+        except nats.errors.Error as error:
+            sent.unanswered = True
+            sent.problem = str(error) or "no answer"
+            await leave_if_dead(self._client)
+        else:
+            sent.problem = ack.error.description if ack.error else ""
+            return _definite(ack, self._stream)
+        return None
 
     async def _send(self, frames: list[tuple[Message, dict[str, str]]]) -> _Ack:
         if not self._client.is_connected:
@@ -151,12 +174,16 @@ def _frames(decisions: Sequence[Sequence[Message]]) -> list[tuple[Message, dict[
     return frames
 
 
+def _is_contended(outcome: Definite | None) -> bool:
+    return isinstance(outcome, Moved) and outcome.sequence is None
+
+
 def _definite(ack: _Ack, stream: str) -> Definite | None:
     """What the answer says; None if it says to try again."""
     if ack.error is None:
         if ack.stream != stream:
             raise LogMisconfigured(f"stream {ack.stream} took what was meant for {stream}")
-        return Duplicate() if ack.duplicate else Written(ack.seq)
+        return Duplicate(ack.seq or None) if ack.duplicate else Written(ack.seq)
     code, text = ack.error.err_code, ack.error.description
     if code in {_MOVED, _CONTENDED}:
         found = _LAST_SEQUENCE.search(text)
