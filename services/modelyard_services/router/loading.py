@@ -21,6 +21,7 @@ from modelyard_services.errors import (
     ReplicaFailedError,
     UnsatisfiableError,
 )
+from modelyard_services.policy.index import PlacementIndex
 from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place
 from modelyard_services.policy.readings import read
 from modelyard_services.policy.routing import expected
@@ -45,6 +46,8 @@ class Loader:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._deciding: dict[ModelName, asyncio.Task[Outcome]] = {}
+        self._index = PlacementIndex()
+        runtime.on_batch(lambda _events, touched: self._index.note(runtime.fleet, touched))
 
     async def begin(self, model: ModelName, *, shut: frozenset[ReplicaId], caller: Caller) -> None:
         """See to it that a usable replica of `model` is on its way; `shut` ones don't count.
@@ -72,10 +75,10 @@ class Loader:
             nonlocal outcome
             readings = read(fleet, runtime.demand, heard_ns=runtime.clock.monotonic_ns())
             if expected(fleet, model, shut=shut):
-                outcome = load_on_demand(fleet, readings, request)
+                outcome = load_on_demand(fleet, readings, request, search=self._index.survey)
             else:
                 # What the model counts as serving can't be used: lost nodes, or processes that answer no probe.
-                outcome = place(fleet, readings, request)
+                outcome = place(fleet, readings, request, search=self._index.survey)
             return outcome.events
 
         await runtime.journal.commit(envelope, decide)
