@@ -9,7 +9,7 @@ from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.enums import ScopeType
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin, ScalarRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Send
 
 from modelyard_services.api import problems
@@ -21,6 +21,7 @@ from modelyard_services.api.history import History
 from modelyard_services.api.logs import Logs
 from modelyard_services.api.model_commands import ModelCommands, ReplicaCommands
 from modelyard_services.api.node_commands import NodeCommands
+from modelyard_services.api.openapi import openapi_document
 from modelyard_services.api.queries import Queries
 from modelyard_services.api.raw_path import DecodePathValues, route_on_raw_path
 from modelyard_services.api.routes import Routes
@@ -35,6 +36,7 @@ CONTROLLERS = (
     History,
     Logs,
     Routes,
+    openapi_document,
 )
 
 BODY_BYTES_MAX = 1024 * 1024
@@ -60,8 +62,8 @@ def build_app(
         openapi_config=OpenAPIConfig(
             title="modelyard",
             version="1",
-            path="/api/v1/openapi",
-            render_plugins=[JsonRenderPlugin(path="/openapi.json"), ScalarRenderPlugin()],
+            path="/api/v1/docs",
+            render_plugins=[JsonRenderPlugin(path="/framework.json")],
         ),
     )
     return _beside(route_on_raw_path(app), gateway)

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from openapi_spec_validator import validate
 from tests.support.given import GIB, a_pending_node, an_approved_node, some_spec
 
 from modelyard_events.ids import ModelName
@@ -233,9 +234,16 @@ async def test_who_did_it_is_in_the_event(runtime: Runtime, client: httpx.AsyncC
     assert actors[-1] == "alice"
 
 
-async def test_the_openapi_document_names_every_route(client: httpx.AsyncClient) -> None:
-    document = (await client.get("/api/v1/openapi/openapi.json")).json()
-    assert {"/api/v1/nodes/{node}", "/api/v1/nodes/{node}/labels/{key}", "/api/v1/settings"} <= document["paths"].keys()
+async def test_the_openapi_document_is_valid_and_names_every_route_body_and_error(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/api/v1/openapi.json")).json()
+    validate(document)
+    assert {"/api/v1/nodes/{node}", "/api/v1/nodes/{node}/labels/{key}", "/api/v1/events"} <= document["paths"].keys()
+    body = document["paths"]["/api/v1/models/{model}"]["put"]["requestBody"]["content"]["application/json"]
+    assert body["schema"] == {"$ref": "#/components/schemas/ModelBody"}
+    assert "vram" in document["components"]["schemas"]["ModelBody"]["properties"]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert "default" in operation["responses"], path
 
 
 def test_every_error_code_has_its_status() -> None:
