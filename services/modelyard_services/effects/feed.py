@@ -51,7 +51,7 @@ class Feed:
         Raises:
             LogError: the log itself is gone or another one.
         """
-        self.target = await log.last_sequence()
+        self.target = max(self.target, await log.last_sequence())
         async for chunk in log.follow(after=self.fleet.sequence):
             try:
                 await self._fold(chunk)

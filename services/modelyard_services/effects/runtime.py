@@ -31,6 +31,9 @@ RETRY_BASE_SECONDS: Final = 0.1
 RETRY_CAP_SECONDS: Final = 5.0
 """Between tries to reach a server that is away: soon after a restart, gentle in an outage."""
 
+HELD_NS: Final = 5_000_000_000
+"""A connection that lasted this long was a good one: the next try comes soon again."""
+
 LINK_LOOK_SECONDS: Final = 0.25
 """How often the connection is looked at: silence counts against workers only while we could hear them (N9)."""
 
@@ -159,9 +162,9 @@ class Runtime:
     async def _run(self) -> None:
         attempt = 0
         while self.feed.failure is None:
+            began_ns = self.clock.monotonic_ns()
             try:
                 async with self._connect() as (log, bus):
-                    attempt = 0
                     await self._serve(log, bus)
             except (nats.errors.Error, LogUnavailable, UnavailableError, OSError, TimeoutError) as error:
                 self._away = str(error) or type(error).__name__
@@ -172,14 +175,17 @@ class Runtime:
                 _log.error("the log can't be used", code=failure.code, problem=failure.detail)
             finally:
                 self._detach()
+            # A connection that held was no failed try; one that broke at once was.
+            attempt = 0 if self.clock.monotonic_ns() - began_ns > HELD_NS else attempt + 1
             await self.clock.sleep(backoff_seconds(attempt, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS))
-            attempt += 1
 
     async def _serve(self, log: Log, bus: Bus) -> None:
         await bus.listen(NODE_TELEMETRY, self._hear_node)
         await bus.listen(ROUTER_TELEMETRY, self._hear_router)
         if isinstance(bus, NatsBus):
             await bus.last_readings(self._hear_any)
+        # Known before anybody may ask whether we lag: an unknown end would make any fold look current.
+        self.feed.target = max(self.feed.target, await log.last_sequence())
         self.log, self._bus, self._away = log, bus, None
         self.journal.attach(log)
         watch = asyncio.create_task(self._watch_link(bus))
