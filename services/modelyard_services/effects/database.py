@@ -13,7 +13,6 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from modelyard_projections.migrations import migrate
 from modelyard_services.errors import UnavailableError
 
 CONNECT_SECONDS_MAX: Final = 5
@@ -54,6 +53,9 @@ class Database:
         Raises:
             UnavailableError: PostgreSQL is away.
         """
+        # Only the projector migrates; alembic would cost every other process half a second of its start.
+        from modelyard_projections.migrations import migrate  # noqa: PLC0415
+
         async with self.transaction() as connection:
             await connection.run_sync(migrate)
 
