@@ -127,6 +127,7 @@ async def test_a_killed_process_costs_no_request_and_its_sibling_stays(yard: Yar
         yard.kill("r-1")
         answers = [await _ask(client) for _ in range(10)]
         assert {(status, replica) for status, replica, _body in answers} == {(200, "r-2")}
+        assert [candidate.replica for candidate in router._board.shut_ones()] == ["r-1"], "each request pays for it"
         assert yard.runtime.fleet.sequence == before
 
 
