@@ -96,6 +96,10 @@ class Node:
             assert time.monotonic() < deadline, self.log()
             await asyncio.sleep(0.01)
 
+    def keeps(self, stream: str) -> bool:
+        """Whether files of `stream` are on disk."""
+        return any(self._directory.glob(f"store/jetstream/*/streams/{stream}"))
+
     def log(self) -> str:
         return (self._directory / "server.log").read_text()[-4_000:]
 
@@ -178,8 +182,16 @@ class Servers:
         try:
             for stream in streams or (LOG_STREAM, EVENTS_STREAM, TELEMETRY_STREAM):
                 await _deleted(client, stream)
+                await self._swept(stream)
         finally:
             await client.close()
+
+    async def _swept(self, stream: str) -> None:
+        """A server answers before the files are gone, and can't make a stream where they still are."""
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while any(node.running and node.keeps(stream) for node in self.nodes):
+            assert time.monotonic() < deadline, f"the files of {stream} are still there"
+            await asyncio.sleep(0.002)
 
     async def _ready(self) -> bool:
         client = await connect(self.endpoint)
