@@ -10,11 +10,11 @@ import msgspec
 import psycopg
 import pytest
 from sqlalchemy import create_engine, text
-from tests.support.postgres import Database, TestServer
 
 from modelyard_services.effects.embedded.children import ChildState, ProcessTree
 from modelyard_services.effects.embedded.postgres import EmbeddedPostgres, embedded_postgres
 from modelyard_services.effects.embedded.process import LiveProcess
+from tests.support.postgres import Database, TestServer
 
 
 async def test_acknowledged_rows_survive_kill_9_and_the_server_comes_back_by_itself(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 import aiohttp
 import pytest
-from tests.support.given import a_drain
-from tests.support.nats_servers import Servers
-from tests.support.yard import Yard, a_gateway, a_router, a_yard, eventually, leases_on
 
 from modelyard_events.envelope import Actor
 from modelyard_events.ids import ModelName, ReplicaId
 from modelyard_projections.fleet import Placed
 from modelyard_services.errors import UnauthorizedError
+from tests.support.given import a_drain
+from tests.support.nats_servers import Servers
+from tests.support.yard import Yard, a_gateway, a_router, a_yard, eventually, leases_on
 
 WORDS = "one two three four five six seven eight"
 CHAT = {"model": "m", "stream": True, "messages": [{"role": "user", "content": WORDS}]}

@@ -12,10 +12,6 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from tests.support.given import a_drain
-from tests.support.nats_servers import Servers
-from tests.support.scheduler_code import CONTRACT, SERVICES, generate
-from tests.support.yard import Yard, a_router, a_yard, leases_on
 
 from modelyard_events.fleet import FleetTokenCreated
 from modelyard_services.errors import STATUS_OF
@@ -26,6 +22,10 @@ from modelyard_services.router.main import scheduler
 from modelyard_services.router.proto.modelyard.v1 import scheduler_pb2 as pb
 from modelyard_services.router.proto.modelyard.v1.scheduler_pb2_grpc import SchedulerStub
 from modelyard_services.router.router import Router
+from tests.support.given import a_drain
+from tests.support.nats_servers import Servers
+from tests.support.scheduler_code import CONTRACT, SERVICES, generate
+from tests.support.yard import Yard, a_router, a_yard, leases_on
 
 NO_PROXY = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 

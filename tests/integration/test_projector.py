@@ -12,9 +12,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from psycopg import sql
 from sqlalchemy import Connection, func, select, text
-from tests.support.held_log import HeldLog
-from tests.support.postgres import Database as EmptyDatabase
-from tests.support.projections import Writer, opened, projected, projecting, until, verify
 
 from modelyard_events.codec import decode
 from modelyard_events.envelope import Recorded
@@ -29,6 +26,9 @@ from modelyard_services.effects.database import Database
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.projector.errors import ProjectionStoppedError, RivalDiffersError
 from modelyard_services.projector.projector import Projector
+from tests.support.held_log import HeldLog
+from tests.support.postgres import Database as EmptyDatabase
+from tests.support.projections import Writer, opened, projected, projecting, until, verify
 
 
 @pytest_asyncio.fixture

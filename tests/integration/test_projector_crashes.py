@@ -5,14 +5,14 @@ import contextlib
 import random
 
 import pytest
-from tests.support.nats_servers import Servers
-from tests.support.postgres import Database as EmptyDatabase
-from tests.support.projections import ProjectorProcess, Writer, opened, projected, projector_process, verify
-from tests.support.public_streams import published, verify_public
 
 from modelyard_services.effects.log.endpoint import connect
 from modelyard_services.effects.log.jetstream import open_log
 from modelyard_services.effects.log.streams import Layout, declare_streams
+from tests.support.nats_servers import Servers
+from tests.support.postgres import Database as EmptyDatabase
+from tests.support.projections import ProjectorProcess, Writer, opened, projected, projector_process, verify
+from tests.support.public_streams import published, verify_public
 
 KILLS = 6
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.given import a_model, an_approved_node, incarnation_of, some_process
 
 from modelyard_events.envelope import Actor, AnyEvent, Entry
 from modelyard_events.ids import ModelName, NodeName, ReplicaId
@@ -24,6 +23,7 @@ from modelyard_services.effects.runtime import Runtime
 from modelyard_services.policy.ending import begin_drain, end
 from modelyard_services.reconciler.main import serve
 from modelyard_services.settings import NatsSettings, ProcessSettings, ReconcilerSettings
+from tests.support.given import a_model, an_approved_node, incarnation_of, some_process
 
 M, LISTED = ModelName("m"), ModelName("listed")
 

@@ -10,7 +10,6 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from tests.support.given import GIB, a_model, a_placed_replica, some_facts, some_process
 
 from modelyard_events.envelope import Actor, AnyEvent
 from modelyard_events.fleet import FleetRegistrationTokenCreated, FleetRegistrationTokenRevoked, FleetTokenCreated
@@ -47,6 +46,7 @@ from modelyard_services.policy.tokens import digest_of
 from modelyard_services.registrar.main import serving
 from modelyard_services.registrar.settings import RegistrarSettings
 from modelyard_services.settings import CalloutSettings, NatsSettings, ProcessSettings
+from tests.support.given import GIB, a_model, a_placed_replica, some_facts, some_process
 
 N1 = NodeName("n.1")
 FIRST_LIFE, SECOND_LIFE = IncarnationId("life-1"), IncarnationId("life-2")

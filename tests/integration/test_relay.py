@@ -7,11 +7,6 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
-from tests.support.held_log import HeldLog
-from tests.support.histories import decoded
-from tests.support.nats_servers import Servers
-from tests.support.projections import Writer
-from tests.support.public_streams import published, verify_public
 
 from modelyard_events.subjects import EVENTS_STREAM, LOG_STREAM
 from modelyard_projections.cloudevents import CloudEvent, cloud_event
@@ -23,6 +18,11 @@ from modelyard_services.effects.log.streams import Layout, declare_streams
 from modelyard_services.projector.errors import ProjectionStoppedError, PublicStreamError
 from modelyard_services.projector.public_stream import PublicStream
 from modelyard_services.projector.relay import Relay
+from tests.support.held_log import HeldLog
+from tests.support.histories import decoded
+from tests.support.nats_servers import Servers
+from tests.support.projections import Writer
+from tests.support.public_streams import published, verify_public
 
 
 @pytest_asyncio.fixture

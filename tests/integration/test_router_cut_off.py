@@ -4,10 +4,10 @@ import asyncio
 import time
 
 import pytest
-from tests.support.nats_servers import Servers
-from tests.support.yard import a_gateway, a_router, a_yard, eventually, leases_on
 
 from modelyard_services.errors import UnavailableError
+from tests.support.nats_servers import Servers
+from tests.support.yard import a_gateway, a_router, a_yard, eventually, leases_on
 
 CHAT = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "word " * 20}]}
 

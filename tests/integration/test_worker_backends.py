@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-from tests.support.backends import Told, echo, minilm, request, supervised
 
 from modelyard_events.requests import Loaded, LoadFailed
 from modelyard_events.spec import LaunchSpec
+from tests.support.backends import Told, echo, minilm, request, supervised
 
 CAT, KITTEN, BANK = "A cat sleeps on the sofa.", "The kitten naps on a couch.", "Interest rates rose by half a percent."
 

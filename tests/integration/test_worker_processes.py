@@ -15,7 +15,6 @@ import httpx
 import msgspec
 import psutil
 import pytest
-from tests.support.backends import SERVE, Told, alive, echo, free_range, marked, request, script, supervised
 
 from modelyard_events.ids import ReplicaId
 from modelyard_events.replica import ProcessExit
@@ -25,6 +24,7 @@ from modelyard_services.effects.health import Healthy, Refused, TimedOut, Unheal
 from modelyard_services.errors import ConflictError
 from modelyard_services.worker.processes import PortRange
 from modelyard_services.worker.processes.state import StateDirectory
+from tests.support.backends import SERVE, Told, alive, echo, free_range, marked, request, script, supervised
 
 R1, R2, R3 = ReplicaId("r1"), ReplicaId("r2"), ReplicaId("r3")
 

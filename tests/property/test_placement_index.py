@@ -4,8 +4,6 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
-from tests.property.test_placement_invariants import MODELS, NODES, AnyFleet, some_gib
-from tests.support.given import GIB
 
 from modelyard_events.ids import CommandId, ModelName, NodeName
 from modelyard_events.node import NodeRemoved
@@ -16,6 +14,8 @@ from modelyard_services.policy.placement import Request, wish_of
 from modelyard_services.policy.ranked import Ranked
 from modelyard_services.policy.readings import NodeReading, Readings
 from modelyard_services.policy.survey import survey
+from tests.property.test_placement_invariants import MODELS, NODES, AnyFleet, some_gib
+from tests.support.given import GIB
 
 node_readings = st.builds(
     NodeReading,

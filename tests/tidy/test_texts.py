@@ -4,6 +4,7 @@ import re
 from typing import Final
 
 import pytest
+
 from tests.tidy.tree import texts
 
 # Written so that this file doesn't match itself.

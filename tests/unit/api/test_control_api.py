@@ -6,7 +6,6 @@ from typing import Any, cast
 import httpx
 import pytest
 from openapi_spec_validator import validate
-from tests.support.given import GIB, a_pending_node, an_approved_node, some_spec
 
 from modelyard_events.ids import ModelName
 from modelyard_events.model import ModelDefined
@@ -18,6 +17,7 @@ from modelyard_services.effects.bus import MemoryBus
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.effects.runtime import Runtime, in_memory
 from modelyard_services.policy.access import Access
+from tests.support.given import GIB, a_pending_node, an_approved_node, some_spec
 
 NODE = "rack/1:gpu.a"
 NODE_PATH = "/api/v1/nodes/rack%2F1%3Agpu.a"

@@ -2,7 +2,6 @@
 
 import msgspec
 import pytest
-from tests.support.samples import ENVELOPE, NODE, SAMPLES
 
 from modelyard_events.codec import (
     TAGS,
@@ -17,6 +16,7 @@ from modelyard_events.codec import (
 from modelyard_events.envelope import EVENT_BYTES_MAX, Recorded
 from modelyard_events.node import NodeRejected
 from modelyard_events.subjects import LOG_SUBJECTS
+from tests.support.samples import ENVELOPE, NODE, SAMPLES
 
 
 def read(body: bytes) -> Recorded:

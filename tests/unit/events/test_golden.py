@@ -7,11 +7,11 @@ A golden file is the body of a log message. Write a new tag's with
 from pathlib import Path
 
 import pytest
-from tests.support.samples import ENVELOPE, RETIRED, SAMPLES
 
 from modelyard_events.codec import TAGS, decode, encode
 from modelyard_events.envelope import AnyEvent, Recorded
 from modelyard_events.upcasters import UPCASTERS
+from tests.support.samples import ENVELOPE, RETIRED, SAMPLES
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

@@ -1,18 +1,6 @@
 """Overrides that stick, caps that end nothing unasked, and operators' own reservations (rules N11, N12, R3)."""
 
 import pytest
-from tests.support.given import (
-    GIB,
-    Decide,
-    a_drain,
-    a_model,
-    a_placed_replica,
-    a_ready_replica,
-    an_approved_node,
-    given,
-    incarnation_of,
-    some_facts,
-)
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.errors import InvalidValueError
@@ -40,6 +28,18 @@ from modelyard_services.policy.capacity import (
 )
 from modelyard_services.policy.identity import reservation_id
 from modelyard_services.policy.tokens import digest_of
+from tests.support.given import (
+    GIB,
+    Decide,
+    a_drain,
+    a_model,
+    a_placed_replica,
+    a_ready_replica,
+    an_approved_node,
+    given,
+    incarnation_of,
+    some_facts,
+)
 
 N1 = NodeName("n1")
 TRAINING = OperatorHolder("ml-team", "fine-tuning", 3_600.0)

@@ -1,5 +1,10 @@
 """How replicas end: one way, with every event it takes (rules R7, R8)."""
 
+from modelyard_events.ids import ReplicaId, ReservationId
+from modelyard_events.model import ModelReplicaDraining, ModelReplicaEnded
+from modelyard_events.replica import ReplicaDrainStarted, ReplicaStopRequested, ReplicaUnloaded
+from modelyard_events.reservation import ReservationReleased
+from modelyard_services.policy.ending import begin_drain, end, request_stop
 from tests.support.given import (
     a_drain,
     a_loading_replica,
@@ -10,12 +15,6 @@ from tests.support.given import (
     an_approved_node,
     given,
 )
-
-from modelyard_events.ids import ReplicaId, ReservationId
-from modelyard_events.model import ModelReplicaDraining, ModelReplicaEnded
-from modelyard_events.replica import ReplicaDrainStarted, ReplicaStopRequested, ReplicaUnloaded
-from modelyard_events.reservation import ReservationReleased
-from modelyard_services.policy.ending import begin_drain, end, request_stop
 
 R1, R2 = ReplicaId("r-1"), ReplicaId("r-2")
 

@@ -1,21 +1,6 @@
 """What workers tell, decided: loads, ends, measurements, departures, and what came too late (rules W1, R3, R6, R8)."""
 
 import pytest
-from tests.support.given import (
-    GIB,
-    Decide,
-    a_drain,
-    a_loading_replica,
-    a_model,
-    a_placed_replica,
-    a_ready_replica,
-    a_stop,
-    an_approved_node,
-    given,
-    incarnation_of,
-    some_process,
-    some_spec,
-)
 
 from modelyard_events.decision import Decision
 from modelyard_events.envelope import AnyEvent
@@ -53,6 +38,21 @@ from modelyard_projections.fleet import Placed, Ready
 from modelyard_services.errors import NodeGoneError, StaleFactError
 from modelyard_services.policy import facts
 from modelyard_services.policy.facts import FACTS_PER_APPEND
+from tests.support.given import (
+    GIB,
+    Decide,
+    a_drain,
+    a_loading_replica,
+    a_model,
+    a_placed_replica,
+    a_ready_replica,
+    a_stop,
+    an_approved_node,
+    given,
+    incarnation_of,
+    some_process,
+    some_spec,
+)
 
 N1, R1, R2 = NodeName("n1"), ReplicaId("r-1"), ReplicaId("r-2")
 LIFE = incarnation_of("n1")

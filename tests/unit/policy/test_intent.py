@@ -1,17 +1,6 @@
 """Admission, cordon, drain, resume and removal, as an operator decides them."""
 
 import pytest
-from tests.support.given import (
-    GIB,
-    Decide,
-    a_model,
-    a_pending_node,
-    a_placed_replica,
-    a_ready_replica,
-    an_approved_node,
-    given,
-    incarnation_of,
-)
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.errors import InvalidValueError
@@ -36,6 +25,17 @@ from modelyard_services.errors import ConflictError, NotFoundError
 from modelyard_services.policy import intent
 from modelyard_services.policy.capacity import reserve
 from modelyard_services.policy.identity import reservation_id
+from tests.support.given import (
+    GIB,
+    Decide,
+    a_model,
+    a_pending_node,
+    a_placed_replica,
+    a_ready_replica,
+    an_approved_node,
+    given,
+    incarnation_of,
+)
 
 N1 = NodeName("n1")
 

@@ -1,13 +1,13 @@
 """Operator labels: theirs alone, many at once, never the system's (rule N5)."""
 
 import pytest
-from tests.support.given import an_approved_node, given
 
 from modelyard_events.errors import InvalidValueError
 from modelyard_events.ids import LabelKey, NodeName
 from modelyard_events.node import NodeLabelsChanged
 from modelyard_services.errors import ConflictError, NotFoundError
 from modelyard_services.policy.labels import LABELS_MAX, patch_labels, remove_label, replace_labels
+from tests.support.given import an_approved_node, given
 
 N1 = NodeName("n1")
 TIER, ZONE, RACK = LabelKey("tier"), LabelKey("zone"), LabelKey("rack")

@@ -1,14 +1,13 @@
 """Silence, return, grace, and the brake on losing many at once (rule N9)."""
 
-from tests.support.given import a_model, a_ready_replica, an_approved_node, some_facts
-from tests.support.world import World
-
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.fleet import FleetMassLossCleared, FleetMassLossDeclared
 from modelyard_events.ids import IncarnationId, ReplicaId
 from modelyard_events.node import NodeIncarnationStarted, NodeLost, NodeRecovered
 from modelyard_events.replica import ReplicaUnloaded
 from modelyard_services.policy.liveness import clear_mass_loss
+from tests.support.given import a_model, a_ready_replica, an_approved_node, some_facts
+from tests.support.world import World
 
 
 def nodes(count: int) -> list[AnyEvent]:

@@ -2,7 +2,6 @@
 
 import msgspec
 import pytest
-from tests.support.given import a_model, a_ready_replica, an_approved_node, given, some_spec
 
 from modelyard_events.decision import Decision
 from modelyard_events.ids import ModelName
@@ -19,6 +18,7 @@ from modelyard_projections.fleet import Fleet
 from modelyard_services.errors import InvalidRequestError, ModelUnknownError, NotFoundError
 from modelyard_services.policy.models import SPEC_BYTES_MAX, define, group_conflicts, remove
 from modelyard_services.policy.schedules import clear_schedule, schedule_warnings, set_schedule
+from tests.support.given import a_model, a_ready_replica, an_approved_node, given, some_spec
 
 M = ModelName("m")
 

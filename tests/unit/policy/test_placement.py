@@ -2,24 +2,6 @@
 
 import msgspec
 import pytest
-from tests.support.given import (
-    GIB,
-    SECOND_NS,
-    START_NS,
-    Given,
-    a_drain,
-    a_loading_replica,
-    a_model,
-    a_pending_node,
-    a_placed_replica,
-    a_ready_replica,
-    an_approved_node,
-    given,
-    incarnation_of,
-    record,
-    some_process,
-    some_spec,
-)
 
 from modelyard_events.decision import DECISION_BYTES_MAX
 from modelyard_events.envelope import AnyEvent
@@ -38,6 +20,24 @@ from modelyard_services.errors import ModelUnknownError
 from modelyard_services.policy.explain import explain
 from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place, wish_of
 from modelyard_services.policy.readings import Readings, read
+from tests.support.given import (
+    GIB,
+    SECOND_NS,
+    START_NS,
+    Given,
+    a_drain,
+    a_loading_replica,
+    a_model,
+    a_pending_node,
+    a_placed_replica,
+    a_ready_replica,
+    an_approved_node,
+    given,
+    incarnation_of,
+    record,
+    some_process,
+    some_spec,
+)
 
 M = ModelName("m")
 

@@ -1,20 +1,5 @@
 """One pass after another: floors, spread, drains, rollouts, deadlines (rules C1-C3, C6, C7, N10, R6, R8)."""
 
-from tests.support.given import (
-    GIB,
-    a_drain,
-    a_loading_replica,
-    a_model,
-    a_placed_replica,
-    a_ready_replica,
-    an_approved_node,
-    incarnation_of,
-    some_facts,
-    some_process,
-    some_spec,
-)
-from tests.support.world import World
-
 from modelyard_events.decision import Decision
 from modelyard_events.fleet import FleetSettingsChanged, Settings
 from modelyard_events.ids import IncarnationId, ModelName, NodeName, ReplicaId, ReservationId
@@ -39,6 +24,20 @@ from modelyard_events.selectors import parse_selector
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule, SpreadAll, revision_of
 from modelyard_events.telemetry import Heartbeat, ReplicaReading
 from modelyard_services.policy.models import remove
+from tests.support.given import (
+    GIB,
+    a_drain,
+    a_loading_replica,
+    a_model,
+    a_placed_replica,
+    a_ready_replica,
+    an_approved_node,
+    incarnation_of,
+    some_facts,
+    some_process,
+    some_spec,
+)
+from tests.support.world import World
 
 M = ModelName("m")
 R1 = ReplicaId("r-1")

@@ -2,20 +2,6 @@
 
 import msgspec
 import pytest
-from tests.support.given import (
-    Decide,
-    a_drain,
-    a_loading_replica,
-    a_model,
-    a_placed_replica,
-    a_ready_replica,
-    a_stop,
-    given,
-    incarnation_of,
-    some_facts,
-    some_process,
-    some_spec,
-)
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.errors import InvalidValueError
@@ -49,6 +35,20 @@ from modelyard_projections.fleet import NodeDraining
 from modelyard_services.errors import ConflictError, NameTakenError, StaleFactError, UnauthorizedError
 from modelyard_services.policy.registration import challenged, register
 from modelyard_services.policy.tokens import digest_of
+from tests.support.given import (
+    Decide,
+    a_drain,
+    a_loading_replica,
+    a_model,
+    a_placed_replica,
+    a_ready_replica,
+    a_stop,
+    given,
+    incarnation_of,
+    some_facts,
+    some_process,
+    some_spec,
+)
 
 TOKEN, WRONG_TOKEN = "join me", "guess"
 SECRET, RIVALS_SECRET = "state directory", "another state directory"

@@ -1,12 +1,11 @@
 """T1 as sentences: which replica is routable, and which of them goes first."""
 
-from tests.support.given import GIB, a_drain, a_loading_replica, a_model, a_ready_replica, an_approved_node, given
-from tests.support.given import incarnation_of as life
-
 from modelyard_events.ids import NodeName, ReplicaId
 from modelyard_events.node import NodeCordoned, NodeDrainStarted, NodeLost, NodeRecovered, NodeRejected
 from modelyard_projections.fleet import Fleet
 from modelyard_services.policy.routing import Candidate, candidate_of, choose
+from tests.support.given import GIB, a_drain, a_loading_replica, a_model, a_ready_replica, an_approved_node, given
+from tests.support.given import incarnation_of as life
 
 LOST = NodeLost(node="n1", incarnation=life("n1"), silent_seconds=60, grace_seconds=600)
 

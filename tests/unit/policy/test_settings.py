@@ -1,11 +1,11 @@
 """Fleet settings: whole, bounded, changed only by what differs."""
 
 import pytest
-from tests.support.given import given
 
 from modelyard_events.errors import InvalidValueError
 from modelyard_events.fleet import FleetSettingsChanged, Settings
 from modelyard_services.policy.settings import freeze, patch_settings, replace_settings, thaw
+from tests.support.given import given
 
 QUICK = Settings(drain_deadline_seconds=60.0, reconciler_frozen=True)
 CHANGED = FleetSettingsChanged(settings=QUICK, changed=("reconciler_frozen", "drain_deadline_seconds"))

@@ -1,7 +1,6 @@
 """Tokens: created, rotated, revoked, known by digest only (rule N4)."""
 
 import pytest
-from tests.support.given import Decide, given
 
 from modelyard_events.errors import InvalidValueError
 from modelyard_events.fleet import (
@@ -13,6 +12,7 @@ from modelyard_events.fleet import (
 from modelyard_services.errors import ConflictError, NotFoundError, OverloadedError
 from modelyard_services.policy import tokens
 from modelyard_services.policy.tokens import digest_of
+from tests.support.given import Decide, given
 
 FIRST, SECOND = digest_of("first secret"), digest_of("second secret")
 CREATED = FleetTokenCreated(name="ci", role="operator", digest=FIRST)

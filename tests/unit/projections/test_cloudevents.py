@@ -6,7 +6,6 @@ from urllib.parse import unquote
 
 import msgspec
 import pytest
-from tests.support.samples import ENVELOPE, SAMPLES
 
 from modelyard_events.codec import TAGS, kind_and_name
 from modelyard_events.envelope import Actor, Envelope, Recorded
@@ -14,6 +13,7 @@ from modelyard_events.ids import CommandId
 from modelyard_events.model import ModelRemoved
 from modelyard_events.subjects import EVENTS_SUBJECTS
 from modelyard_projections.cloudevents import HEADER_CHARACTERS_MAX, CloudEvent, cloud_event
+from tests.support.samples import ENVELOPE, SAMPLES
 
 REQUIRED = {"ce-id", "ce-source", "ce-specversion", "ce-type"}
 

@@ -1,8 +1,6 @@
 """Events as rows of the history: everybody an event concerns finds it under his name (H1, H2)."""
 
 import pytest
-from tests.support.given import a_model, a_ready_replica, an_approved_node, given
-from tests.support.samples import ENVELOPE, MODEL, NODE, OTHER, REPLICA, RESERVATION, SAMPLES
 
 from modelyard_events.codec import TAGS, decode, encode
 from modelyard_events.envelope import Recorded
@@ -11,6 +9,8 @@ from modelyard_events.replica import ReplicaUnloaded
 from modelyard_events.reservation import ReservationReleased
 from modelyard_projections.fleet import Fleet
 from modelyard_projections.history import COLUMN_CHARACTERS_MAX, History, column_text, mentions
+from tests.support.given import a_model, a_ready_replica, an_approved_node, given
+from tests.support.samples import ENVELOPE, MODEL, NODE, OTHER, REPLICA, RESERVATION, SAMPLES
 
 
 def recorded(tag: str) -> tuple[Recorded, bytes]:

@@ -4,9 +4,6 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.support.given import GIB, a_model, a_ready_replica, an_approved_node
-from tests.support.given import given as given_events
-from tests.support.histories import DECISION
 
 from modelyard_events.ids import LabelKey, ModelName, NodeName, ReplicaId, ReservationId, Revision
 from modelyard_events.model import ModelPlacementRefused, ModelScheduleSet
@@ -28,6 +25,9 @@ from modelyard_projections.rows import (
     rows_of,
     schedule_row,
 )
+from tests.support.given import GIB, a_model, a_ready_replica, an_approved_node
+from tests.support.given import given as given_events
+from tests.support.histories import DECISION
 
 READY = [*an_approved_node("n1", labels={"zone": "a", "tier": "cpu"}), *a_model("m"), *a_ready_replica("r-1")]
 

@@ -5,14 +5,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import msgspec
 import pytest
-from tests.support.given import (
-    a_model,
-    a_placed_replica,
-    an_approved_node,
-    given,
-    incarnation_of,
-    some_process,
-)
 
 from modelyard_events.codec import encode, subject_of
 from modelyard_events.envelope import Actor, AnyEvent, Envelope
@@ -30,6 +22,14 @@ from modelyard_services.policy.tokens import digest_of
 from modelyard_services.registrar import current
 from modelyard_services.registrar.access import Access
 from modelyard_services.registrar.handlers import Command, Registrar
+from tests.support.given import (
+    a_model,
+    a_placed_replica,
+    an_approved_node,
+    given,
+    incarnation_of,
+    some_process,
+)
 
 N1 = NodeName("n1")
 TOKEN = "join me"  # noqa: S105 - of this test's own log

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 import pytest
-from tests.support.given import GIB, a_drain, a_model, a_ready_replica, an_approved_node, incarnation_of
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import ModelName, NodeName, ReplicaId
@@ -38,6 +37,7 @@ from modelyard_services.errors import (
 )
 from modelyard_services.router.probes import Prober
 from modelyard_services.router.router import Ask, Router
+from tests.support.given import GIB, a_drain, a_model, a_ready_replica, an_approved_node, incarnation_of
 
 NOW = Ask(wait_seconds=0)
 

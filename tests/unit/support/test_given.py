@@ -1,12 +1,12 @@
 """The builders of histories fold: a test that starts from one starts from something that can happen."""
 
 import pytest
-from tests.support.given import GIB, a_drain, a_model, a_ready_replica, a_stop, an_approved_node, given
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import NodeName, ReplicaId
 from modelyard_events.node import NodeCordoned
 from modelyard_projections.fleet import Draining, Fleet, Ready
+from tests.support.given import GIB, a_drain, a_model, a_ready_replica, a_stop, an_approved_node, given
 
 
 def test_an_approved_node_serves_a_ready_replica() -> None:

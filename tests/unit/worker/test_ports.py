@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tests.support.backends import free_range
 
 from modelyard_services.worker.processes.launch import LaunchRefusedError
 from modelyard_services.worker.processes.ports import PortRange, Ports
+from tests.support.backends import free_range
 
 
 class Clock:
