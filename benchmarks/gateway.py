@@ -25,7 +25,6 @@ import psutil
 import uvicorn
 import uvloop
 from aiohttp import web
-from tests.support.given import a_model, a_ready_replica, an_approved_node
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.spec import Health
@@ -37,6 +36,7 @@ from modelyard_services.effects.upstream import Pool
 from modelyard_services.gateway.app import Gateway
 from modelyard_services.router.probes import Prober
 from modelyard_services.router.router import Router
+from tests.support.given import a_model, a_ready_replica, an_approved_node
 
 BODY: Final = b'{"model":"m","input":"The quick brown fox jumps over the lazy dog"}'
 ANSWER: Final = msgspec.json.encode(

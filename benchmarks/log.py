@@ -20,13 +20,13 @@ from typing import Final
 
 import uvloop
 from nats.js.api import ConsumerConfig, DeliverPolicy
-from tests.support.nats_servers import Servers, started
 
 from modelyard_events.subjects import LOG_STREAM, LOG_SUBJECTS
 from modelyard_services.effects.log.contract import Message
 from modelyard_services.effects.log.endpoint import connect
 from modelyard_services.effects.log.jetstream import JetStreamLog, open_log
 from modelyard_services.effects.log.streams import Layout, declare_streams
+from tests.support.nats_servers import Servers, started
 
 BODY: Final = b'{"type":"node.labels_changed.v1","node":"gpu-17","set":{"tier":"gpu"},"actor":"op"}'.ljust(179)
 AT_ONCE: Final = 64

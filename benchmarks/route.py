@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 
 import msgspec
-from tests.support.given import a_model, a_ready_replica, an_approved_node
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.spec import Health
@@ -26,6 +25,7 @@ from modelyard_services.effects.runtime import Runtime, in_memory
 from modelyard_services.policy.routing import choose
 from modelyard_services.router.probes import Prober
 from modelyard_services.router.router import Router
+from tests.support.given import a_model, a_ready_replica, an_approved_node
 
 SIZES = (4, 64, 256, 1_024)
 
