@@ -16,6 +16,7 @@ from modelyard_services.effects.database import Database
 from modelyard_services.effects.http_server import serve_http
 from modelyard_services.effects.process import until
 from modelyard_services.policy.access import Access
+from modelyard_services.policy.index import PlacementIndex
 from modelyard_services.router.router import Router
 from modelyard_services.settings import ApiSettings
 
@@ -31,8 +32,10 @@ async def serve(settings: ApiSettings, stop: asyncio.Event, *, joined: Joined) -
         _database(settings) as database,
     ):
         access = Access(runtime.fleet, settings.open_on_loopback)
+        index = PlacementIndex()
+        runtime.on_batch(lambda _events, touched: index.note(runtime.fleet, touched))
         async with joined(router, access) as gateway:
-            app = build_app(Service(runtime, access, router, database), gateway=gateway)
+            app = build_app(Service(runtime, access, router, database, index.survey), gateway=gateway)
             await until(stop, serve_http(app, host=settings.host, port=settings.port))
 
 

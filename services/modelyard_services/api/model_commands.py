@@ -170,7 +170,7 @@ async def _load(request: ApiRequest, model: ModelName, body: LoadBody) -> LoadAn
             fleet: Fleet, wish: placement.Request = wish, outcomes: list[placement.Outcome] = outcomes
         ) -> tuple[AnyEvent, ...]:
             measured = readings.read(fleet, runtime.demand, heard_ns=runtime.clock.monotonic_ns())
-            outcomes.append(placement.place(fleet, measured, wish))
+            outcomes.append(placement.place(fleet, measured, wish, search=service.search))
             return outcomes[-1].events
 
         done = await service.commit(request, decide, matches=_at(model), command=wish.command)

@@ -25,6 +25,7 @@ from modelyard_services.errors import (
     PreconditionError,
 )
 from modelyard_services.policy.access import Access, Identity
+from modelyard_services.policy.survey import Surveyor, survey
 from modelyard_services.router.router import Router
 
 ApiRequest = Request[Any, Identity, State]
@@ -48,6 +49,7 @@ class Service(msgspec.Struct, frozen=True):
     access: Access
     router: Router | None = None
     database: Database | None = None
+    search: Surveyor = survey
 
     @property
     def fleet(self) -> Fleet:
