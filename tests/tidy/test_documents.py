@@ -46,6 +46,17 @@ def test_a_decision_has_the_house_form() -> None:
     ] == []
 
 
+def test_a_decision_names_tests_that_exist() -> None:
+    missing = []
+    for path, text in DECISIONS.items():
+        named = re.findall(r"`([\w./-]+)`", text.partition("## Confirmation")[2])
+        files = [name for name in named if "/" in name]
+        missing += [f"{path}: {name}" for name in files if not (ROOT / name).exists()]
+        if not any(name.startswith("tests/") for name in files):
+            missing.append(f"{path}: names no test")
+    assert missing == []
+
+
 def test_every_rule_a_test_names_is_in_the_list() -> None:
     known = {line.split()[0] for line in texts()["docs/rules.txt"].splitlines() if not line.startswith("#")}
     assert [
