@@ -235,6 +235,8 @@ async def test_a_time_gives_the_last_batch_end_at_or_before_it(log: Log) -> None
     assert await log.sequence_at(time_of[1]) == 1
     assert await log.sequence_at(time_of[2] - 1) == 1
     assert await log.sequence_at(time_of[4]) == 4
+    for inside in (2, 3):
+        assert await log.sequence_at(time_of[inside]) == (4 if time_of[inside] == time_of[4] else 1)
     assert await log.sequence_at(time_of[5] - 1) == 4
     assert await log.sequence_at(time_of[5]) == 5
     assert await log.sequence_at(time_of[5] + 3600 * 10**9) == 5
