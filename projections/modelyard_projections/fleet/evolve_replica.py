@@ -64,6 +64,7 @@ def evolve_replica(  # noqa: C901 - one arm per event; splitting would hide whic
 def _touched(fleet: FleetState, replica: ReplicaId, recorded: Recorded) -> ReplicaState:
     state = fleet.replicas[replica]
     state.sequence = recorded.sequence
+    state.cause, state.correlation = recorded.event_id, recorded.envelope.correlation
     fleet.touch("replica", replica)
     return state
 
@@ -83,6 +84,8 @@ def _place(fleet: FleetState, event: ReplicaPlaced, recorded: Recorded) -> None:
         footprint_rule=event.footprint_rule,
         since_ns=recorded.time_ns,
         sequence=recorded.sequence,
+        cause=recorded.event_id,
+        correlation=recorded.envelope.correlation,
         gpus=event.gpus,
         groups=event.groups,
         pinned=event.pinned,
@@ -184,6 +187,8 @@ def _free_newcomers(fleet: FleetState, ended: ReplicaState, recorded: Recorded) 
         if not newcomer.waits_for and isinstance(newcomer.phase, Placed):
             newcomer.phase = Placed(recorded.time_ns + round(newcomer.accept_seconds * NANOSECONDS))
             fleet.nodes[ended.node].slots.setdefault(newcomer.model, {})[newcomer.replica_index] = newcomer.id
+            # It may load because this ended; why it is there at all stays its own story.
+            newcomer.cause = recorded.event_id
         fleet.touch("replica", newcomer.id)
 
 

@@ -9,7 +9,16 @@ from typing import Literal
 import msgspec
 
 from modelyard_events.fleet import Role
-from modelyard_events.ids import IncarnationId, LabelKey, ModelName, NodeName, ReplicaId, ReservationId, Revision
+from modelyard_events.ids import (
+    EventId,
+    IncarnationId,
+    LabelKey,
+    ModelName,
+    NodeName,
+    ReplicaId,
+    ReservationId,
+    Revision,
+)
 from modelyard_events.model import RefusalKind
 from modelyard_events.node import HOST_MEMORY, NodeFacts, NodeType
 from modelyard_events.replica import EndReason, FootprintRule, Process
@@ -197,7 +206,11 @@ Phase = Placed | Loading | Ready | Draining
 
 
 class ReplicaState(msgspec.Struct):
-    """A living replica; ended ones leave the fleet and stay in history."""
+    """A living replica; ended ones leave the fleet and stay in history.
+
+    `cause` is the event that brought it where it is, `correlation` the story of that event: what happens to it next
+    happened because of it (rule H1).
+    """
 
     id: ReplicaId
     node: NodeName
@@ -210,6 +223,8 @@ class ReplicaState(msgspec.Struct):
     footprint_rule: FootprintRule
     since_ns: int
     sequence: int
+    cause: EventId
+    correlation: str
     gpus: tuple[int, ...] = ()
     groups: tuple[str, ...] = ()
     pinned: bool = False

@@ -44,6 +44,13 @@ class Committed(msgspec.Struct, frozen=True):
 
 
 Decide = Callable[[Fleet], Sequence[AnyEvent]]
+Attribute = Callable[[Fleet, AnyEvent, Envelope], Envelope]
+"""Whose story an event belongs to and what led to it, on the fleet it was decided on; the command stays the same."""
+
+
+def as_one_story(_fleet: Fleet, _event: AnyEvent, envelope: Envelope) -> Envelope:
+    """All events of a command share its envelope."""
+    return envelope
 
 
 class Journal:
@@ -61,10 +68,13 @@ class Journal:
         """Append to `log` from now on; None while it is away."""
         self._log = log
 
-    async def commit(self, envelope: Envelope, decide: Decide, *, essential: bool = False) -> Committed:
+    async def commit(
+        self, envelope: Envelope, decide: Decide, *, essential: bool = False, attribute: Attribute = as_one_story
+    ) -> Committed:
         """Append what `decide` says, deciding again on the newer fleet when a guard fails.
 
-        `essential` marks facts and ends, which are appended even when the log is nearly full.
+        `essential` marks facts and ends, which are appended even when the log is nearly full; `attribute` says for
+        each event whose story it belongs to, where that isn't the command's own.
 
         Raises:
             ModelyardError: `decide` refused; nothing was appended.
@@ -80,7 +90,8 @@ class Journal:
             if not events:
                 return Committed(self.fleet.sequence, ())
             try:
-                sequences = await self._attached().append(self._messages(events, envelope), essential=essential)
+                messages = self._messages(events, envelope, attribute)
+                sequences = await self._attached().append(messages, essential=essential)
             except SequenceMoved as moved:
                 await self._catch_up(moved.sequence, attempt)
                 continue
@@ -128,12 +139,12 @@ class Journal:
             raise UnavailableError("the log is away; nothing was done", retry_after_seconds=2)
         return self._log
 
-    def _messages(self, events: Sequence[AnyEvent], envelope: Envelope) -> list[Message]:
+    def _messages(self, events: Sequence[AnyEvent], envelope: Envelope, attribute: Attribute) -> list[Message]:
         return [
             Message(
                 subject=subject_of(event),
                 event_id=envelope.event_id(position),
-                body=encode(event, envelope),
+                body=encode(event, attribute(self.fleet, event, envelope)),
                 expected=self.fleet.guard_of(event),
             )
             for position, event in enumerate(events)

@@ -22,6 +22,7 @@ from modelyard_events.requests import (
     PING,
     REGISTER,
     REPORT,
+    Departing,
     Offer,
     Offered,
     Refused,
@@ -33,10 +34,12 @@ from modelyard_events.requests import (
 from modelyard_events.subjects import unescape_name, worker_subject
 from modelyard_events.telemetry import HEARTBEAT_SECONDS
 from modelyard_projections.fleet import Fleet
+from modelyard_services.effects.journal import as_one_story
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.errors import ModelyardError, NodeGoneError
 from modelyard_services.policy.facts import report, slices, speaker
 from modelyard_services.policy.registration import challenged, register
+from modelyard_services.policy.stories import of_its_replica
 from modelyard_services.registrar.current import current
 
 BODY_BYTES_MAX: Final = 1024 * 1024
@@ -149,7 +152,12 @@ class Registrar:
         # With what it says: a worker that got no answer sends the number again with the facts that came since.
         digest = _digest(part.node, msgspec.json.encode(part.facts))
         command = f"report-{part.incarnation}-{part.report}-{digest}"
-        committed = await self._runtime.journal.commit(self._envelope(part.node, command), decide, essential=True)
+        envelope = self._envelope(part.node, command)
+        # A report may hold facts of many replicas. They are appended together, for the order in which they happened
+        # and for speed, but each event joins the story of its own replica; a departure is one story for all of them.
+        departs = any(isinstance(fact, Departing) for fact in part.facts)
+        attribute = as_one_story if departs else of_its_replica
+        committed = await self._runtime.journal.commit(envelope, decide, essential=True, attribute=attribute)
         return committed.sequence, stale
 
     async def _offer(self, request: Offer) -> Offered:
