@@ -15,6 +15,7 @@ from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Sen
 from modelyard_services.api import problems
 from modelyard_services.api.access import Identify
 from modelyard_services.api.access_commands import AccessCommands
+from modelyard_services.api.contracts import Contracts
 from modelyard_services.api.freshness import Freshness
 from modelyard_services.api.health import healthz, metrics, readyz
 from modelyard_services.api.history import History
@@ -37,6 +38,7 @@ CONTROLLERS = (
     Logs,
     Routes,
     openapi_document,
+    Contracts,
 )
 
 BODY_BYTES_MAX = 1024 * 1024
