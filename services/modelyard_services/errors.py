@@ -22,7 +22,7 @@ ModelyardError
 ├── NodeGoneError            gone                the node was removed; register afresh
 ├── NameTakenError           name_taken          another live worker has the name
 ├── NotYetError              not_yet             the read model hasn't passed `min_seq`
-├── UnavailableError         unavailable         log or database is away; nothing was done
+├── UnavailableError         unavailable         log or database is away; says whether the outcome is known
 └── ContendedError           contended           too many conflicts in a row; nothing was done
 ```
 
