@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import pytest_asyncio
-from tests.support.projections import Writer
 
 from modelyard_events.codec import kind_and_name, tag_of
 from modelyard_services.effects.clock import Clock
@@ -26,6 +25,7 @@ from modelyard_services.effects.nats_access.readers import keep_copy
 from modelyard_services.effects.nats_access.roles import Reader, Role
 from modelyard_services.projector.public_stream import PublicStream
 from modelyard_services.projector.relay import Relay
+from tests.support.projections import Writer
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "consumers.md"
 PROGRAMS = dict(

@@ -5,9 +5,6 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from sqlalchemy import text
-from tests.support.histories import decoded
-from tests.support.postgres import Database as EmptyDatabase
-from tests.support.projections import Writer, opened, projected, projecting
 
 from modelyard_events.codec import tag_of
 from modelyard_events.envelope import Recorded
@@ -24,6 +21,9 @@ from modelyard_projections.queries import (
 )
 from modelyard_services.effects.database import Database
 from modelyard_services.effects.log.memory import MemoryLog
+from tests.support.histories import decoded
+from tests.support.postgres import Database as EmptyDatabase
+from tests.support.projections import Writer, opened, projected, projecting
 
 BATCHES = 500
 

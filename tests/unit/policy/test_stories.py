@@ -1,7 +1,5 @@
 """Whose story an event of a report belongs to (rule H1)."""
 
-from tests.support.given import a_drain, a_model, a_placed_replica, a_ready_replica, a_stop, an_approved_node, given
-
 from modelyard_events.envelope import Actor, AnyEvent, Envelope
 from modelyard_events.ids import CommandId, ReplicaId, ReservationId
 from modelyard_events.model import ModelReplicaReady
@@ -11,6 +9,7 @@ from modelyard_events.reservation import ReservationReleased, ReservationResized
 from modelyard_projections.fleet import Fleet
 from modelyard_services.policy.ending import end
 from modelyard_services.policy.stories import of_its_replica
+from tests.support.given import a_drain, a_model, a_placed_replica, a_ready_replica, a_stop, an_approved_node, given
 
 REPORT = Envelope(Actor("worker", "n1"), CommandId("report-1"), "report-1")
 

@@ -7,12 +7,12 @@ import msgspec
 import pytest
 from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 from jsonschema import Draft202012Validator, ValidationError  # type: ignore[import-untyped]  # it ships no types
-from tests.support.samples import ENVELOPE, SAMPLES
 
 from modelyard_events.codec import TAGS
 from modelyard_events.envelope import Recorded
 from modelyard_projections.asyncapi import asyncapi_document, event_schemas
 from modelyard_projections.cloudevents import CloudEvent, cloud_event
+from tests.support.samples import ENVELOPE, SAMPLES
 
 DOCUMENT: Any = msgspec.json.decode(msgspec.json.encode(asyncapi_document(version="1.2.3")))
 
