@@ -6,7 +6,7 @@ Invariant: a published tag keeps its shape and meaning for ever; what changes ge
 import msgspec
 
 
-class Event(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, kw_only=True, gc=False):
     """Something that happened or was decided, in the past tense. Its tag is `<kind>.<name>.v<n>`."""
 
 

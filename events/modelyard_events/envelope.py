@@ -24,14 +24,14 @@ EVENT_BYTES_MAX: Final = 64 * 1024
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Actor(msgspec.Struct, frozen=True):
+class Actor(msgspec.Struct, frozen=True, gc=False):
     """Who: an operator's token, a client of the gateway, a worker by its node, or one of our own processes."""
 
     kind: Literal["operator", "client", "worker", "system"]
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 
 
-class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
+class Envelope(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What all events of one command share.
 
     Attributes:
@@ -56,14 +56,14 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
         return EventId(f"{self.command}.{position}")
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """The body of a log message."""
 
     event: AnyEvent
     envelope: Envelope
 
 
-class Recorded(msgspec.Struct, frozen=True):
+class Recorded(msgspec.Struct, frozen=True, gc=False):
     """An event as the log holds it.
 
     `time_ns` is the log's stored time in nanoseconds since 1970; `batch_end` marks the last of an atomic batch.

@@ -5,6 +5,7 @@ subject token never holds a separator, a wildcard or white space whatever people
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from modelyard_events.errors import InvalidValueError
@@ -24,9 +25,13 @@ _MODEL_PREFIX: Final = "modelyard.log.model."
 
 # What NATS and people both read without surprise; everything else becomes =XX per UTF-8 byte.
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_/:@+")
+NAMES_MAX: Final = 65_536
+"""Names whose tokens are kept: a fold asks for one at every event, and no fleet has more nodes and models at once."""
+
 _ESCAPED: Final = re.compile(r"=([0-9A-F]{2})")
 
 
+@lru_cache(maxsize=NAMES_MAX)
 def escape_name(name: str) -> str:
     """`name` as one subject token: `Qwen/Qwen3-32B:q4` stays, `a b.c` becomes `a=20b=2Ec`, `*>` `=2A=3E`."""
     return "".join(character if character in _PLAIN else _hex(character) for character in name)

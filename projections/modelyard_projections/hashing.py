@@ -20,8 +20,8 @@ HASH_BYTES: Final = 16
 _MODULUS: Final = 1 << (8 * HASH_BYTES)
 _ENCODER: Final = msgspec.json.Encoder()
 
-# An escaped NUL; the lookbehind tells it from the escaped backslash of a text that reads `\u0000`.
-_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+# An odd number of backslashes escapes a NUL; an even one is a text that reads `\u0000`.
+_NUL: Final = re.compile(rb"(\\+)u0000")
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}".encode()
 
 Address = tuple[str, Key]
@@ -90,7 +90,12 @@ def encode_row(row: Row) -> bytes:
 
 def without_nul(body: bytes) -> bytes:
     """JSON with every NUL in its texts replaced by U+FFFD."""
-    return _NUL.sub(rb"\1" + _REPLACEMENT, body)
+    return _NUL.sub(_replaced, body)
+
+
+def _replaced(found: re.Match[bytes]) -> bytes:
+    backslashes = found[1]
+    return backslashes[:-1] + _REPLACEMENT if len(backslashes) % 2 else found[0]
 
 
 def row_hash(table: str, body: bytes) -> int:
