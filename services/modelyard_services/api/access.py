@@ -19,6 +19,7 @@ class Identify(ASGIMiddleware):
     exclude_opt_key = "open"
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        scope["litestar_app"].state.service.runtime.require_caught_up()
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         # From the application's state: the framework copies its middlewares, and a runtime can't be copied.
         access: Access = scope["litestar_app"].state.service.access

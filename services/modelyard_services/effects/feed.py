@@ -32,6 +32,8 @@ class Feed:
         self.fleet = fleet
         self.failure: str | None = None
         self.target = 0
+        self.caught_up = False
+        self._first_target = 0
         self._listeners: list[OnBatch] = []
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._ticket = 0
@@ -52,6 +54,9 @@ class Feed:
             LogError: the log itself is gone or another one.
         """
         self.target = max(self.target, await log.last_sequence())
+        if not self.caught_up:
+            self._first_target = self.target
+            self._look_whether_caught_up()
         async for chunk in log.follow(after=self.fleet.sequence):
             try:
                 await self._fold(chunk)
@@ -104,10 +109,15 @@ class Feed:
         ]
         self.fleet.apply_all(events)
         self.target = max(self.target, self.fleet.sequence)
+        self._look_whether_caught_up()
         touched = self.fleet.take_touched()
         for listener in self._listeners:
             listener(events, touched)
         self._wake()
+
+    def _look_whether_caught_up(self) -> None:
+        """Once for all: a fleet that fell behind later is old, one that was never complete is wrong."""
+        self.caught_up = self.caught_up or self.fleet.sequence >= self._first_target
 
     def _wake(self) -> None:
         while self._waiting and self._waiting[0][0] <= self.fleet.sequence:

@@ -104,6 +104,16 @@ class Runtime:
             found.append(f"feed: {self.feed.lag} sequences behind the log")
         return [*found, *(problem for source in self._problem_sources for problem in source())]
 
+    def require_caught_up(self) -> None:
+        """Refuse to speak of a fleet that has never been complete: it would deny nodes, models and tokens.
+
+        Raises:
+            UnavailableError: the process has just started and still reads the log, or can't read it to its end.
+        """
+        if not self.feed.caught_up:
+            problem = self.feed.failure or "this process has just started and still reads the log"
+            raise UnavailableError(problem, retry_after_seconds=1)
+
     @property
     def ready(self) -> bool:
         return not self.problems

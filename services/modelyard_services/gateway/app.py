@@ -103,6 +103,7 @@ class Gateway:
         metrics.begun()
         model, outcome = metrics.UNKNOWN_MODEL, metrics.BROKEN
         try:
+            self._router.runtime.require_caught_up()
             arrival = Arrival(at_ns, self._actor(scope), trace)
             if scope["method"] == "POST" and scope["path"] in FORWARDED:
                 body = await read_body(receive)

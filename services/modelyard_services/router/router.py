@@ -133,6 +133,7 @@ class Router:
             OverloadedError: too many requests run or wait already.
             UnavailableError: nobody hears this router.
         """
+        self.runtime.require_caught_up()
         if not self._reporter.is_heard():
             raise UnavailableError("this router's reports don't reach the others; ask again", retry_after_seconds=1)
         name = ModelName(model)
