@@ -159,6 +159,7 @@ class NodeCommands(Controller):
     ) -> SlotsAnswer:
         """Override how many replicas of one model the node takes (N11)."""
         service, name = service_of(request), NodeName(node)
+        service.node(name)
         override = capacity.enforce_max_replicas if enforce else capacity.override_max_replicas
         above = [state.id for state in capacity.replicas_above(service.fleet, node=name, cap=data.value)]
         done = await service.commit(

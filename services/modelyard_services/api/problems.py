@@ -83,6 +83,11 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
     return response
 
 
+def on_too_deep(request: Request[Any, Any, Any], _error: RecursionError) -> Response[Problem]:
+    """A body of thousands of brackets in one another."""
+    return problem("invalid_request", f"{request.method} {request.url.path}: the body is nested too deeply")
+
+
 def on_unknown_error(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     """A defect of ours."""
     _log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
@@ -114,6 +119,7 @@ EXCEPTION_HANDLERS: Final[dict[int | type[Exception], Callable[[Request[Any, Any
     ModelyardError: on_modelyard_error,
     InvalidValueError: on_invalid_value,
     HTTPException: on_http_error,
+    RecursionError: on_too_deep,
     HTTP_500_INTERNAL_SERVER_ERROR: on_unknown_error,
     Exception: on_unknown_error,
 }

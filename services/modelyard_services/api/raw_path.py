@@ -9,6 +9,8 @@ from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from modelyard_services.errors import InvalidRequestError
+
 
 def route_on_raw_path(app: ASGIApp) -> ASGIApp:
     """`app`, routed on the path as the client wrote it."""
@@ -29,7 +31,14 @@ class DecodePathValues(ASGIMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         scope["path_params"] = {
-            name: unquote(value, errors="strict") if isinstance(value, str) else value
+            name: _decoded(name, value) if isinstance(value, str) else value
             for name, value in scope["path_params"].items()
         }
         await next_app(scope, receive, send)
+
+
+def _decoded(name: str, value: str) -> str:
+    try:
+        return unquote(value, errors="strict")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{value!r} isn't percent-encoded UTF-8", field=name, value=value) from error

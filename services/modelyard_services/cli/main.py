@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
+from modelyard_events.errors import InvalidValueError
 from modelyard_services.cli import access, history, models, nodes, processes, replicas
 from modelyard_services.cli.session import (
     DEFAULT_API,
@@ -20,7 +21,7 @@ from modelyard_services.cli.session import (
     Session,
     console,
 )
-from modelyard_services.errors import ModelyardError
+from modelyard_services.errors import InvalidRequestError, ModelyardError
 
 app = App(
     name="modelyard",
@@ -80,6 +81,9 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_USAGE
     except CommandFailedError as error:
         err.print(str(error), style="red", highlight=False, markup=False)
+        return EXIT_FAILED
+    except InvalidValueError as error:
+        err.print(f"{InvalidRequestError.code}: {error}", style="red", highlight=False, markup=False)
         return EXIT_FAILED
     except ModelyardError as error:
         err.print(f"{error.code}: {error.detail}", style="red", highlight=False, markup=False)

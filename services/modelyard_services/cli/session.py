@@ -103,7 +103,13 @@ class Session(msgspec.Struct, frozen=True):
 
 
 def segment(value: str) -> str:
-    """`value` as one path segment: names may hold `/`, `:` and `.`."""
+    """`value` as one path segment: names may hold `/`, `:` and `.`.
+
+    Raises:
+        CommandFailedError: it is empty, and would name another route.
+    """
+    if not value:
+        raise CommandFailedError("a name can't be empty")
     return quote(value, safe="")
 
 

@@ -6,13 +6,14 @@ next start goes on where this one stopped.
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
 from modelyard_services.effects.embedded.children import ChildReport, ProcessTree
+from modelyard_services.effects.embedded.errors import ChildFailedError
 from modelyard_services.effects.embedded.nats import embedded_nats
 from modelyard_services.effects.embedded.ports import address, port_for
 from modelyard_services.effects.embedded.postgres import embedded_postgres
@@ -130,14 +131,14 @@ class _Yard:
         approve = "--auto-approve" if settings.auto_approve else "--no-auto-approve"
         config = [word for file in settings.config_files for word in ("--config", str(file.resolve()))]
         listen = ("--host", settings.host, "--port", str(ports.http), "--grpc-port", str(ports.grpc))
-        async with asyncio.TaskGroup() as starts:
-            for name, arguments, port in (
-                ("registrar", (approve,), ports.registrar),
-                ("reconciler", tuple(config), ports.reconciler),
-                ("projector", (), ports.projector),
-            ):
-                starts.create_task(self._start_program(name, (*arguments, "--status-port", str(port)), port))
-            starts.create_task(self._start_program("api", listen, ports.http, healthy="/healthz"))
+        starts = [self._start_program("api", listen, ports.http, healthy="/healthz")]
+        for name, arguments, port in (
+            ("registrar", (approve,), ports.registrar),
+            ("reconciler", tuple(config), ports.reconciler),
+            ("projector", (), ports.projector),
+        ):
+            starts.append(self._start_program(name, (*arguments, "--status-port", str(port)), port))
+        await _together(starts)
 
     async def _start_program(
         self, name: str, arguments: tuple[str, ...], port: int, *, healthy: str = "/readyz"
@@ -153,9 +154,7 @@ class _Yard:
         await self._tree.start(child)
 
     async def _start_workers(self, endpoints: Endpoints) -> None:
-        async with asyncio.TaskGroup() as starts:
-            for number in range(self._settings.workers):
-                starts.create_task(self._start_worker(number, endpoints))
+        await _together([self._start_worker(number, endpoints) for number in range(self._settings.workers)])
 
     async def _start_worker(self, number: int, endpoints: Endpoints) -> None:
         settings, name = self._settings, f"{WORKER_PREFIX}-{number + 1}"
@@ -185,6 +184,23 @@ class _Yard:
             registration_token=secrets.registration_token,
             token=secrets.token,
         )
+
+
+async def _together(starts: Sequence[Coroutine[None, None, None]]) -> None:
+    """Run `starts` at once; the first that fails ends the others and is the reason for all.
+
+    Raises:
+        ChildFailedError: a child didn't start.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            for start in starts:
+                group.create_task(start)
+    except* ChildFailedError as failed:
+        failure = next(error for error in failed.exceptions if isinstance(error, ChildFailedError))
+    else:
+        return
+    raise failure
 
 
 def _of(given: Sequence[Given], number: int, otherwise: Given) -> Given:
