@@ -1,0 +1,232 @@
+"""What users get wrong, over HTTP and on the command line: a clear answer, and nothing changed by it."""
+
+from typing import Any
+
+import pytest
+
+from tests.support.installation import ECHO, Installation, run, until
+
+NAMED = "rack/1:gpu.a#0?x=%41"
+"""Signs that paths, subjects and shells give a meaning of their own."""
+
+MODEL = "Qwen/Qwen3-0.6B:q4"
+SPEC: dict[str, Any] = {"command": ECHO}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("PUT", "/models/m", {**SPEC, "extra": 1}, 400, "invalid_request"),
+        ("PUT", "/models/m", {"command": "not a list"}, 400, "invalid_request"),
+        ("PUT", "/models/m", {"command": []}, 400, "invalid_request"),
+        ("PUT", "/models/m", {**SPEC, "vram": "-3GB"}, 400, "invalid_request"),
+        ("PUT", "/models/m", {**SPEC, "vram": -3}, 400, "invalid_request"),
+        ("PUT", "/models/m", [1], 400, "invalid_request"),
+        ("PUT", f"/models/{'m' * 254}", SPEC, 400, "invalid_request"),
+        ("PUT", "/models/a%20b", SPEC, 400, "invalid_request"),
+        ("PUT", "/models/a%00b", SPEC, 400, "invalid_request"),
+        ("PUT", "/models/a%23b", SPEC, 400, "invalid_request"),
+        ("PUT", "/models/m/schedule", {"min_replicas": -1}, 400, "invalid_request"),
+        ("PUT", "/models/m/schedule", {"min_replicas": 2, "max_replicas": 1}, 400, "invalid_request"),
+        ("PUT", "/models/m/schedule", {"replicas": "all", "min_replicas": 1}, 400, "invalid_request"),
+        ("PUT", "/models/m/schedule", {"replicas": 3}, 400, "invalid_request"),
+        ("PUT", "/models/m/schedule", {"node_selector": "tier in ("}, 400, "invalid_request"),
+        ("PUT", "/nodes/local-1/vram-budget", {"value": "-3GB"}, 400, "invalid_request"),
+        ("PUT", "/nodes/local-1/vram-budget", {"value": "101%"}, 400, "invalid_request"),
+        ("PUT", "/nodes/local-1/max-replicas-per-model", {"value": 0}, 400, "invalid_request"),
+        ("PUT", "/nodes/local-1/max-replicas-per-model", {"value": "two"}, 400, "invalid_request"),
+        ("PUT", "/nodes/local-1/labels/gpu.vram", {"value": "80GB"}, 400, "invalid_request"),
+        ("PUT", "/nodes/local-1/labels/a%20b", {"value": "x"}, 400, "invalid_request"),
+        ("PUT", "/nodes/local-1/labels/tier", {"value": "x" * 256}, 400, "invalid_request"),
+        ("PATCH", "/settings", {"no_such_setting": 1}, 400, "invalid_request"),
+        ("PATCH", "/settings", {"lost_after_seconds": "soon"}, 400, "invalid_request"),
+        ("POST", "/nodes/nobody/approve", None, 404, "not_found"),
+        ("POST", "/models/nothing/replicas", None, 404, "model_unknown"),
+        ("DELETE", "/models/nothing", None, 404, "model_unknown"),
+        ("DELETE", "/models/nothing/replicas", None, 404, "model_unknown"),
+        ("DELETE", "/replicas/r-nothing", None, 404, "not_found"),
+        ("DELETE", "/nodes/nobody", None, 404, "not_found"),
+        ("POST", "/nodes/nobody/drain", None, 404, "not_found"),
+        ("POST", "/nodes/nobody/reservations", {"vram": "1GiB", "holder": "me"}, 404, "not_found"),
+        ("PUT", "/nodes/nobody/max-replicas-per-model", {"value": 2}, 404, "not_found"),
+        ("PUT", "/nodes/nobody/vram-budget", {"value": "50%"}, 404, "not_found"),
+        ("PUT", "/nodes/nobody/labels/a", {"value": "b"}, 404, "not_found"),
+        ("DELETE", "/nodes/nobody/vram-budget", None, 404, "not_found"),
+        ("POST", "/routes", {"model": "nothing"}, 404, "model_unknown"),
+        ("DELETE", "/routes/lease-nothing", None, 404, "not_found"),
+        ("GET", "/nodes?limit=0", None, 400, "invalid_request"),
+        ("GET", "/nodes?limit=many", None, 400, "invalid_request"),
+        ("GET", "/nodes?selector=a%20in%20(", None, 400, "invalid_request"),
+        ("GET", "/events?from=yesterday", None, 400, "invalid_request"),
+        ("GET", "/nodes/%FF", None, 400, "invalid_request"),
+        ("GET", "/nothing/here", None, 404, "not_found"),
+        ("DELETE", "/settings", None, 405, "method_not_allowed"),
+    ],
+)
+def test_a_mistake_is_named_and_changes_nothing(
+    shared: Installation, method: str, path: str, body: object, status: int, code: str
+) -> None:
+    """T8, X28."""
+    before = shared.get("/state/hash")["hash"]
+    refused = shared.ask(method, path, body)
+    assert refused.headers["content-type"].startswith("application/problem+json"), refused.text
+    problem = refused.json()
+    assert (refused.status_code, problem["code"]) == (status, code), problem
+    assert problem["detail"]
+    assert problem["type"] == f"urn:modelyard:problem:{code}"
+    if status == 400:
+        assert problem["field"], problem
+    assert shared.get("/state/hash")["hash"] == before
+
+
+def test_a_body_that_is_no_json_is_refused(shared: Installation) -> None:
+    for body in (b"{", b"\xff\xfe", b"", b"null", b"[" * 100_000):
+        refused = shared.client.put("/api/v1/models/m", content=body, headers={"content-type": "application/json"})
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request"), body[:9]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "invalid_request"),
+        (b'{"prompt": "x"}', 400, "invalid_request"),
+        (b'{"model": 7}', 400, "invalid_request"),
+        (b'{"model": ""}', 400, "invalid_request"),
+        (b'{"model": "nothing", "prompt": "x"}', 404, "model_unknown"),
+    ],
+)
+def test_the_gateway_refuses_as_openai_does(shared: Installation, body: bytes, status: int, code: str) -> None:
+    """T8."""
+    refused = shared.client.post("/v1/completions", content=body)
+    assert refused.status_code == status, refused.text
+    assert refused.json()["error"]["code"] == code
+    assert refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("no-such-command",),
+        ("node", "no-such-command"),
+        ("node", "cordon"),
+        ("load",),
+        ("node", "budget", "local-1", "-3GB"),
+        ("up", "--workers", "many"),
+        ("up", "--no-such-option"),
+        ("worker", "--node-type", "fridge"),
+        ("token", "create", "x", "--role", "king"),
+        ("load", "m", "--replicas", "two"),
+    ],
+)
+def test_wrong_usage_ends_with_two(shared: Installation, arguments: tuple[str, ...]) -> None:
+    wrong = shared.cli(*arguments, code=2)
+    assert wrong.err.startswith("usage: ")
+    assert wrong.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("node", "cordon", "nobody"), "not_found"),
+        (("node", "cordon", ""), "can't be empty"),
+        (("model", "rm", ""), "can't be empty"),
+        (("node", "label", "local-1", "tier"), "key=value"),
+        (("node", "label", "local-1", "node.name=x"), "derived by the system"),
+        (("node", "budget", "local-1", "3QB"), "invalid_request"),
+        (("node", "slots", "nobody", "2"), "not_found"),
+        (("node", "slots", "local-1"), "--reset"),
+        (("model", "set", "a b", "--", *ECHO), "white space"),
+        (("model", "set", "m"), "command"),
+        (("model", "show", "nothing"), "model_unknown"),
+        (("load", "nothing"), "model_unknown"),
+        (("unload", "nothing"), "model_unknown"),
+        (("unload", "nothing#0"), "names 0 replicas"),
+        (("logs", "nothing"), "model_unknown"),
+        (("settings", "no_such=1"), "no_such"),
+        (("worker", "--name", "w"), "--endpoints"),
+        (("worker", "--endpoints", "/nowhere"), "/nowhere"),
+        (("worker", "--name", "w" * 254, "--nats-url", "nats://127.0.0.1:1", "--registration-token", "t"), "253"),
+        (("worker", "--vram=-3GB", "--nats-url", "nats://127.0.0.1:1", "--registration-token", "t"), "vram"),
+    ],
+)
+def test_a_refused_command_line_ends_with_one(shared: Installation, arguments: tuple[str, ...], says: str) -> None:
+    refused = shared.cli(*arguments, code=1)
+    assert says in refused.err
+    assert "Traceback" not in refused.err
+    assert refused.out == ""
+
+
+def test_a_process_of_its_own_ends_alike(shared: Installation) -> None:
+    assert shared.process("node", "cordon", code=2).err.startswith("usage: ")
+    assert "not_found" in shared.process("--api", shared.endpoints.api_url, "node", "cordon", "nobody", code=1).err
+    assert "local-1" in shared.process("--api", shared.endpoints.api_url, "nodes", code=0).out
+
+
+def test_an_api_that_is_away_is_told_with_what_to_do() -> None:
+    away = run("--api", "http://127.0.0.1:9", "nodes")
+    assert away.code == 1
+    assert "is `modelyard up` running?" in away.err
+
+
+def test_a_live_name_is_refused_to_a_second_worker(shared: Installation) -> None:
+    """N3: the error names the first's incarnation and address, and nothing flaps."""
+    first = shared.get("/nodes/local-1")
+    endpoints = str(shared.data_dir / "endpoints.json")
+    state = str(shared.directory / "second")
+    second = shared.process("worker", "--name", "local-1", "--endpoints", endpoints, "--state-dir", state, code=1)
+    assert first["incarnation"] in second.err
+    assert first["address"] in second.err
+    assert "Traceback" not in second.err
+    now = shared.get("/nodes/local-1")
+    assert (now["incarnation"], now["liveness"]) == (first["incarnation"], "alive")
+
+
+def test_names_with_signs_work_in_every_command(shared: Installation) -> None:
+    """DESIGN 6: `/`, `:`, `.`, `#`, `?` and `%` are only characters."""
+    endpoints = str(shared.data_dir / "endpoints.json")
+    worker = shared.launch(
+        "worker", "--name", NAMED, "--endpoints", endpoints, "--state-dir", str(shared.directory / "named"),
+        "--vram", "1GiB", "--label", "nvidia.com/gpu=yes", log="named.log",
+    )  # fmt: skip
+    try:
+        until(lambda: NAMED in shared.cli("nodes").out, "the worker registered")
+        _every_node_command(shared)
+        _every_model_command(shared)
+    finally:
+        worker.terminate()
+        worker.wait(30)
+    assert worker.returncode == 0, (shared.directory / "named.log").read_text()
+    until(lambda: shared.cli("node", "show", NAMED).out.count("departed"), "a stopped worker departs at once")
+    shared.cli("node", "remove", NAMED)
+
+
+def _every_node_command(shared: Installation) -> None:
+    for line in (
+        ("cordon", NAMED), ("uncordon", NAMED), ("drain", NAMED, "--wait"), ("resume", NAMED),
+        ("label", NAMED, "example.com/a:b=c/d:e"), ("slots", NAMED, "2"), ("budget", NAMED, "50%"),
+        ("budget", NAMED, "--reset"), ("show", NAMED), ("reject", NAMED), ("approve", NAMED),
+    ):  # fmt: skip
+        shared.cli("node", *line)
+    labels = shared.get("/nodes?selector=example.com%2Fa%3Ab%3Dc%2Fd%3Ae")["items"]
+    assert [node["name"] for node in labels] == [NAMED]
+    shared.cli("node", "unlabel", NAMED, "example.com/a:b")
+    shared.cli("node", "reserve", NAMED, "1MiB", "--holder", "a/b:c")
+    held = [each for each in shared.get("/reservations")["items"] if each["node"] == NAMED]
+    shared.cli("node", "release", NAMED, held[0]["id"])
+
+
+def _every_model_command(shared: Installation) -> None:
+    shared.cli("model", "set", MODEL, "--vram", "16MiB", "--", *ECHO)
+    shared.cli("schedule", "set", MODEL, "--max-replicas", "2", "-l", "nvidia.com/gpu=yes")
+    shared.cli("schedule", "show", MODEL)
+    shared.cli("load", MODEL, "--node", NAMED, "--wait")
+    assert shared.complete(MODEL).status_code == 200
+    assert MODEL in shared.cli("ps", "--model", MODEL, "--node", NAMED).out
+    assert "is loaded" in shared.cli("logs", MODEL).out
+    assert shared.cli("events", "--json").out
+    shared.cli("model", "show", MODEL)
+    assert MODEL in shared.cli("models").out
+    assert MODEL in shared.cli("schedules").out
+    shared.cli("unload", f"{MODEL}#0", "--node", NAMED, "--wait")
+    shared.cli("schedule", "rm", MODEL)
+    shared.cli("model", "rm", MODEL)
