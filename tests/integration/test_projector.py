@@ -15,8 +15,8 @@ from sqlalchemy import Connection, func, select, text
 
 from modelyard_events.codec import decode
 from modelyard_events.envelope import Recorded
-from modelyard_events.ids import EventId, NodeName
-from modelyard_events.node import NodeCordoned, NodeRemoved, NodeResumed
+from modelyard_events.ids import EventId, LabelKey, NodeName
+from modelyard_events.node import NodeLabelsChanged, NodeRemoved, NodeResumed
 from modelyard_projections import tables
 from modelyard_projections.checkpoint import AnotherLogError, PastTheEndError
 from modelyard_projections.queries import event_page, projection, rows_hash
@@ -196,8 +196,10 @@ async def test_a_rival_that_died_within_our_slice_is_replaced(read_model: Databa
     async with opened(database) as other, projecting(held, other) as late:
         await until(lambda: late.folded == middle)
         async with projecting(log, read_model):
-            await projected(read_model, await writer.append_batch(writer.historian.record([NodeCordoned(node="n0")])))
-        await writer.append_batch(writer.historian.record([NodeResumed(node="n0")]))
+            labelled = NodeLabelsChanged(node="n0", changed={LabelKey("rival"): "was here"})
+            await projected(read_model, await writer.append_batch(writer.historian.record([labelled])))
+        cleared = NodeLabelsChanged(node="n0", removed=(LabelKey("rival"),))
+        await writer.append_batch(writer.historian.record([cleared]))
         last = await writer.append(20)
         held.release()
         await projected(read_model, last)
