@@ -124,7 +124,7 @@ async def lag(log: JetStreamLog, database: Database, relay_to: PublicStream, rat
     """Append `rate` batches a second, and look when each arrives."""
     projected, projected_to = _projected(log, database)
     relayed, relayed_to = _relayed(log, relay_to)
-    last = await log.last_sequence()
+    last = sequence = await log.last_sequence()
     await _until(lambda: min(projected_to(), relayed_to()) >= last)
     writer = Writer(log, 2, nodes=NODES)
     acknowledged: list[tuple[int, float]] = []

@@ -139,9 +139,11 @@ async def verify(database: Database, log: Log) -> None:
 class ProjectorProcess:
     """A projector process, to be killed."""
 
-    def __init__(self, servers: Servers, database: EmptyDatabase) -> None:
+    def __init__(self, servers: Servers, database: EmptyDatabase, *, status_port: int | None = None) -> None:
         self._argv = [sys.executable, "-m", "modelyard_services", "projector", "--log-level", "warning"]
         self._argv += ["--nats-url", servers.url, "--database-url", database.url]
+        if status_port is not None:
+            self._argv += ["--status-port", str(status_port)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -162,9 +164,11 @@ class ProjectorProcess:
 
 
 @contextlib.contextmanager
-def projector_process(servers: Servers, database: EmptyDatabase) -> Iterator[ProjectorProcess]:
+def projector_process(
+    servers: Servers, database: EmptyDatabase, *, status_port: int | None = None
+) -> Iterator[ProjectorProcess]:
     """A process that is started, and killed at the end if it still runs."""
-    process = ProjectorProcess(servers, database)
+    process = ProjectorProcess(servers, database, status_port=status_port)
     process.start()
     try:
         yield process
