@@ -107,7 +107,7 @@ class CapacityChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag="capa
 
 
 class Departing(msgspec.Struct, frozen=True, tag="departing"):
-    """A graceful stop: the worker's processes have ended."""
+    """A graceful stop: what the worker runs ends now, and no successor begins before it has."""
 
 
 Fact = LoadStarted | Loaded | LoadFailed | Crashed | Stopped | ProbeFailed | Measured | CapacityChanged | Departing

@@ -13,7 +13,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
-from modelyard_events.codec import decode
+from modelyard_events.codec import UndecodableEventError, decode
 from modelyard_events.ids import IncarnationId, ReplicaId
 from modelyard_events.requests import (
     OFFER,
@@ -30,11 +30,17 @@ from modelyard_events.requests import (
 )
 from modelyard_events.subjects import node_command_subject, node_telemetry_subject
 from modelyard_events.telemetry import HEARTBEAT_SECONDS, Heartbeat
-from modelyard_projections.fleet import Fleet, ReplicaState
+from modelyard_projections.fleet import Fleet, FoldError, ReplicaState
 from modelyard_services.effects.bus import NatsBus
 from modelyard_services.effects.clock import Clock, backoff_seconds
 from modelyard_services.effects.nats_access.node_log import NodeLog
-from modelyard_services.errors import NameTakenError, NodeGoneError, UnauthorizedError, UnavailableError
+from modelyard_services.errors import (
+    NameTakenError,
+    NodeGoneError,
+    StaleFactError,
+    UnauthorizedError,
+    UnavailableError,
+)
 from modelyard_services.worker.agent.answers import Answers
 from modelyard_services.worker.agent.inventory import Inventory
 from modelyard_services.worker.agent.reporter import Reporter
@@ -50,8 +56,12 @@ CONVERGE_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 10.0
 RETRY_BASE_SECONDS: Final = 0.2
 RETRY_CAP_SECONDS: Final = 10.0
-DEPART_SECONDS: Final = 5.0
-"""How long a stopping worker tries to say that it leaves; after that the silence says it."""
+GOODBYE_SECONDS: Final = 5.0
+"""How long a stopping worker tries to say what it has to; after that the silence says it."""
+
+ROUTERS_HEAR_SECONDS: Final = 1.0
+"""From a goodbye that was decided to the first SIGTERM: routers fold it within 250 ms, and what they sent a moment
+before arrives. Requests in flight then have the backend's own `stop_grace_seconds`."""
 
 _REGISTER: Final = msgspec.json.Decoder(RegisterReply)
 _OFFER: Final = msgspec.json.Decoder(OfferReply)
@@ -71,7 +81,8 @@ class Agent:
         self._processes = processes
         self._inventory = inventory
         self._fleet = Fleet()
-        self._reporter = Reporter(settings.name, incarnation)
+        self._rejoin = asyncio.Event()
+        self._reporter = Reporter(settings.name, incarnation, on_stale=self._rejoin.set)
         self._answers = Answers(settings.name, incarnation, processes)
         self._changed = asyncio.Event()
         self._registered_at: int | None = None
@@ -81,6 +92,7 @@ class Agent:
         self._started: set[ReplicaId] = set()
         self._told: set[ReplicaId] = set()
         self._leaving = False
+        self._unreadable = False
 
     def hear(self, fact: ProcessFact) -> None:
         """Take a fact of the supervisor's; never blocks."""
@@ -93,7 +105,16 @@ class Agent:
         """When a router last sent a request to `replica`, as far as it told us; 0 for never."""
         return self._answers.last_used_ns.get(replica, 0)
 
-    async def live(self, client: Client, reconnected: asyncio.Event) -> None:
+    @property
+    def registered(self) -> bool:
+        """Whether this life was ever let in: the fleet knows of its processes."""
+        return self._registered_at is not None
+
+    def rejoin(self) -> None:
+        """The link is back, or something was said of another life: ask who we are now."""
+        self._rejoin.set()
+
+    async def live(self, client: Client) -> None:
         """Serve until cancelled.
 
         Raises:
@@ -103,36 +124,63 @@ class Agent:
         """
         bus = NatsBus(client)
         await self._answers.listen(client)
-        await self._register(bus)
         try:
+            await self._register(bus)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._reregister(bus, reconnected))
+                tasks.create_task(self._reregister(bus))
                 tasks.create_task(self._reporter.run(bus))
                 tasks.create_task(self._follow(client, bus))
                 tasks.create_task(self._converge())
                 tasks.create_task(self._beat(bus))
-        except* NodeGoneError as gone:
-            raise NodeGoneError("the node was removed") from gone
-        except* NameTakenError as taken:
-            raise NameTakenError(f"another worker took the name {self._settings.name!r}") from taken
+        except ExceptionGroup as group:
+            raise _verdict(group) from group
         finally:
             await self._answers.close()
-            for step in list(self._steps.values()):
-                step.cancel()
+            await self._end_steps()
 
     async def depart(self, client: Client) -> None:
-        """End all processes and say goodbye."""
+        """Say goodbye, then end all processes.
+
+        The goodbye comes first so that routers send nothing more while requests in flight end. It frees slots and
+        memory in the books a moment before the processes are gone, which promises them to nobody: nothing is placed
+        on a node that departed, and its next incarnation begins once this state directory is free, after the last
+        process has exited; ports stay claimed until then (trap X22).
+        """
         self._leaving = True
+        if self.registered:
+            self._reporter.tell(Departing())
+        # While the link is away nobody hears: better to end what runs first than to wait in vain twice.
+        said = client.is_connected and await self.say_last(client)
+        if said and self._processes.running():
+            await asyncio.sleep(ROUTERS_HEAR_SECONDS)
         await self._processes.end_all()
-        self._reporter.tell(Departing())
+        if not said:
+            await self.say_last(client)
+
+    async def say_last(self, client: Client) -> bool:
+        """Whether all facts were decided in the time that a stop has for it."""
+        if not self.registered:
+            return True
         try:
-            async with asyncio.timeout(DEPART_SECONDS):
+            async with asyncio.timeout(GOODBYE_SECONDS):
                 await self._reporter.flush(NatsBus(client))
         except (TimeoutError, NodeGoneError) as error:
-            _log.warning("left without a goodbye", problem=str(error) or "no answer in time")
+            _log.warning("not all was told", pending=self._reporter.pending, problem=str(error) or "no answer in time")
+            return False
+        return True
 
     async def _register(self, bus: NatsBus) -> None:
-        request = Register(
+        registered = await _until_answered(lambda: self._ask_to_register(bus))
+        if self._registered_at is None:
+            _log.info("registered", node=self._settings.name, admission=registered.admission)
+        self._registered_at = registered.sequence
+        self._heartbeat_seconds = registered.heartbeat_seconds
+        self._changed.set()
+        self._beat_now.set()
+
+    async def _request(self) -> Register:
+        """Made anew for every try: what ran before a long outage says little of what runs after it."""
+        return Register(
             node=self._settings.name,
             node_type=self._settings.node_type,
             incarnation=self._incarnation,
@@ -141,17 +189,10 @@ class Agent:
             token=self._settings.registration_token,
             inventory=await self._processes.readings(),
         )
-        registered = await _until_answered(lambda: self._ask_to_register(bus, request))
-        if self._registered_at is None:
-            _log.info("registered", node=self._settings.name, admission=registered.admission)
-        self._registered_at = registered.sequence
-        self._heartbeat_seconds = registered.heartbeat_seconds
-        self._changed.set()
-        self._beat_now.set()
 
-    async def _ask_to_register(self, bus: NatsBus, request: Register) -> Registered | None:
+    async def _ask_to_register(self, bus: NatsBus) -> Registered | None:
         subject = node_command_subject(self._settings.name, REGISTER)
-        body = await bus.ask(subject, msgspec.json.encode(request), timeout_seconds=ANSWER_SECONDS)
+        body = await bus.ask(subject, msgspec.json.encode(await self._request()), timeout_seconds=ANSWER_SECONDS)
         if body is None:
             return None
         reply: RegisterReply = _REGISTER.decode(body)
@@ -168,10 +209,10 @@ class Agent:
                 _log.warning("registration has to wait", code=code, reason=detail)
                 return None
 
-    async def _reregister(self, bus: NatsBus, reconnected: asyncio.Event) -> None:
+    async def _reregister(self, bus: NatsBus) -> None:
         while True:
-            await reconnected.wait()
-            reconnected.clear()
+            await self._rejoin.wait()
+            self._rejoin.clear()
             await self._register(bus)
 
     async def _follow(self, client: Client, bus: NatsBus) -> None:
@@ -179,12 +220,17 @@ class Agent:
             await _until_answered(lambda: self._ask_for_events(bus, after))
 
         log = NodeLog(client, self._settings.name, offer, clock=Clock())
-        async for chunk in log.follow(after=self._fleet.sequence):
-            for one in chunk:
-                event = decode(one.body, sequence=one.sequence, time_ns=one.time_ns, event_id=one.event_id)
-                self._fleet.apply(event)
-            self._fleet.take_touched()
-            self._changed.set()
+        try:
+            async for chunk in log.follow(after=self._fleet.sequence):
+                for one in chunk:
+                    event = decode(one.body, sequence=one.sequence, time_ns=one.time_ns, event_id=one.event_id)
+                    self._fleet.apply(event)
+                self._fleet.take_touched()
+                self._changed.set()
+        except (UndecodableEventError, FoldError) as error:
+            # Skipping it would be acting on a picture that is wrong; ending what serves well would be worse.
+            self._unreadable = True
+            _log.error("the node's events can't be read: nothing is started or stopped any more", problem=str(error))
 
     async def _ask_for_events(self, bus: NatsBus, after: int) -> Offered | None:
         request = Offer(self._settings.name, self._incarnation, after)
@@ -198,6 +244,10 @@ class Agent:
                 return reply
             case Refused(code="gone", detail=detail):
                 raise NodeGoneError(detail)
+            case Refused(code=StaleFactError.code, detail=detail):
+                _log.warning("events of a life that is over", reason=detail)
+                self._rejoin.set()
+                return None
             case Refused(code=code, detail=detail):
                 _log.warning("events have to wait", code=code, reason=detail)
                 return None
@@ -214,7 +264,7 @@ class Agent:
 
     def _take_steps(self) -> None:
         # Before the own registration is folded, the fold shows a life that is over: its claims aren't ours to judge.
-        if self._registered_at is None or self._fleet.sequence < self._registered_at:
+        if self._unreadable or self._registered_at is None or self._fleet.sequence < self._registered_at:
             return
         if self._settings.name not in self._fleet.nodes:
             raise NodeGoneError("the node was removed")
@@ -222,7 +272,7 @@ class Agent:
         for step in steps(self._fleet, self._settings.name, running=running):
             replica = step.replica.id if isinstance(step, Start) else step.replica
             if replica not in self._steps and not self._was_taken(step, replica):
-                self._steps[replica] = asyncio.create_task(self._take(step, replica))
+                self._steps[replica] = asyncio.create_task(self._take(step, replica), name=type(step).__name__)
 
     def _was_taken(self, step: Step, replica: ReplicaId) -> bool:
         """Whether a step that is taken once was taken: a replica is started, or its end told, once in a life."""
@@ -247,17 +297,30 @@ class Agent:
                     self._reporter.tell(Stopped(replica))
         except StillAliveError as error:
             _log.error("a process won't end", problem=str(error))
+        except Exception:  # noqa: BLE001 - said below
+            # One replica's step must not end the node's other replicas. A stop is tried again with the next look, a
+            # start that isn't told of ends by its deadline.
+            _log.exception("a step failed", replica=replica, step=type(step).__name__)
         finally:
             del self._steps[replica]
             self._changed.set()
             self._beat_now.set()
+
+    async def _end_steps(self) -> None:
+        """Stops go on by themselves; starts are waited for, or what they began would be nobody's (rule W4)."""
+        stops = [task for task in self._steps.values() if task.get_name() == Stop.__name__]
+        for task in stops:
+            task.cancel()
+        await asyncio.gather(*self._steps.values(), return_exceptions=True)
 
     async def _beat(self, bus: NatsBus) -> None:
         subject = node_telemetry_subject(self._settings.name)
         while True:
             self._beat_now.clear()
             try:
-                await bus.publish(subject, msgspec.json.encode(await self._heartbeat()))
+                # Kept for a link that is away, it would be told as news once it is back.
+                if bus.connected:
+                    await bus.publish(subject, msgspec.json.encode(await self._heartbeat()))
             except UnavailableError as error:
                 _log.info("heartbeat has to wait", problem=error.detail)
             try:
@@ -292,6 +355,15 @@ def _request_of(state: ReplicaState) -> StartRequest:
         launch=state.launch,
         gpus=state.gpus,
     )
+
+
+def _verdict(group: ExceptionGroup) -> Exception:
+    """What ended a life, as one error: a typed one that says what is to do, if there is any."""
+    verdicts, others = group.split((NodeGoneError, NameTakenError, UnauthorizedError))
+    found: Exception | None = verdicts or others
+    while isinstance(found, ExceptionGroup):
+        found = found.exceptions[0]
+    return found or group
 
 
 async def _until_answered(ask: Callable[[], Awaitable[Answer | None]]) -> Answer:

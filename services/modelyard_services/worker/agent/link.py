@@ -6,7 +6,7 @@ Invariant: a server that is away is tried again for ever, with back-off; running
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import nats
@@ -28,33 +28,33 @@ _log = structlog.get_logger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def linked(settings: WorkerSettings, reconnected: asyncio.Event) -> AsyncIterator[Client]:
-    """A connected client; sets `reconnected` whenever a lost connection is back."""
-    client = await _connect(settings, reconnected)
+async def linked(settings: WorkerSettings, on_back: Callable[[], None]) -> AsyncIterator[Client]:
+    """A connected client, however long the server is away; calls `on_back` whenever a lost connection is back."""
+    client = await _connect(settings, on_back)
     try:
         yield client
     finally:
         await client.close()
 
 
-async def _connect(settings: WorkerSettings, reconnected: asyncio.Event) -> Client:
+async def _connect(settings: WorkerSettings, on_back: Callable[[], None]) -> Client:
     attempt = 0
     while True:
         try:
-            return await _connect_once(settings, reconnected)
+            return await _connect_once(settings, on_back)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             _log.warning("nats is away", problem=str(error) or type(error).__name__, attempt=attempt)
         await asyncio.sleep(backoff_seconds(attempt, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS))
         attempt += 1
 
 
-async def _connect_once(settings: WorkerSettings, reconnected: asyncio.Event) -> Client:
+async def _connect_once(settings: WorkerSettings, on_back: Callable[[], None]) -> Client:
     async def on_disconnect() -> None:
         _log.warning("nats went away")
 
     async def on_reconnect() -> None:
         _log.info("nats is back")
-        reconnected.set()
+        on_back()
 
     async def on_error(error: Exception) -> None:
         _log.warning("nats", problem=str(error) or type(error).__name__)

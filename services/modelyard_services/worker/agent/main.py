@@ -4,13 +4,15 @@ Invariant: a stop ends the replicas and departs, or leaves them all to the next 
 """
 
 import asyncio
-from typing import Final
+import contextlib
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
 import structlog
 
 from modelyard_events.ids import IncarnationId, ReplicaId
 from modelyard_services.effects.clock import Clock, Ids
-from modelyard_services.errors import NodeGoneError
+from modelyard_services.errors import NameTakenError, NodeGoneError
 from modelyard_services.worker.agent.agent import Agent
 from modelyard_services.worker.agent.inventory import Inventory
 from modelyard_services.worker.agent.link import linked
@@ -23,6 +25,8 @@ from modelyard_services.worker.processes.supervisor import Processes
 
 IDLE_NS: Final = 5_000_000_000
 """A replica unused for 5 s counts as idle for the background probe; routers tell of use every second."""
+
+Result = TypeVar("Result")
 
 _log = structlog.get_logger(__name__)
 
@@ -72,26 +76,37 @@ async def _one_life(settings: WorkerSettings, inventory: Inventory, machine: Mac
     async with processes:
         agents.append(Agent(settings, incarnation, processes, inventory))
         await processes.recover()
-        reconnected = asyncio.Event()
-        async with linked(settings, reconnected) as client:
-            life = asyncio.create_task(agents[0].live(client, reconnected))
-            stopping = asyncio.create_task(stop.wait())
-            try:
-                await asyncio.wait({life, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                stopping.cancel()
-            if life.done():
-                await _after(life, processes)
-                return
-            life.cancel()
-            await asyncio.gather(life, return_exceptions=True)
-            if settings.at_end == "end":
-                await agents[0].depart(client)
+        await _live(agents[0], settings, processes, stop)
 
 
-async def _after(life: asyncio.Task[None], processes: Processes) -> None:
+async def _live(agent: Agent, settings: WorkerSettings, processes: Processes, stop: asyncio.Event) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        link = stack.enter_async_context(linked(settings, agent.rejoin))
+        client = await _unless(stop, link)
+        if client is None:
+            return
+        try:
+            await _unless(stop, agent.live(client))
+        except (NodeGoneError, NameTakenError):
+            # Nobody believes in these processes any more; one that was never let in has yet to hear what is believed.
+            if agent.registered:
+                await processes.end_all()
+            raise
+        if settings.at_end == "end":
+            await agent.depart(client)
+        else:
+            await agent.say_last(client)
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """What `work` comes to; None once `stop` is set, which cancels it, however far it is."""
+    working = asyncio.create_task(work)
+    stopping = asyncio.create_task(stop.wait())
     try:
-        await life
-    except NodeGoneError:
-        await processes.end_all()
-        raise
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+    return None if working.cancelled() else working.result()

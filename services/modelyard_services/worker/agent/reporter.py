@@ -1,11 +1,12 @@
 """Facts on their way to the registrar: in order, numbered, kept until they were decided (rules W1, W8).
 
 Invariant: a fact leaves the buffer only once the registrar has decided it or called it stale; reports of one
-incarnation are numbered, so a resend is harmless.
+incarnation are numbered and sent again as they were, so a resend is harmless.
 """
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -16,10 +17,14 @@ from modelyard_events.requests import FACTS_MAX, REPORT, Fact, Refused, Report, 
 from modelyard_events.subjects import node_command_subject
 from modelyard_services.effects.bus import Bus
 from modelyard_services.effects.clock import backoff_seconds
-from modelyard_services.errors import NodeGoneError, UnavailableError
+from modelyard_services.errors import NodeGoneError, StaleFactError, UnavailableError
 
 BUFFER_MAX: Final = 100_000
 """Facts kept while the log is away: a thousand replicas crashing a hundred times. The oldest go first."""
+
+REPORT_BYTES_MAX: Final = 512 * 1024
+"""Of one report, unless a single fact is longer: half of what NATS and the registrar take. A crash's last words can
+be 80 KiB, so a node's worth of crashes goes in several."""
 
 ANSWER_SECONDS: Final = 10.0
 RETRY_BASE_SECONDS: Final = 0.2
@@ -32,22 +37,26 @@ _log = structlog.get_logger(__name__)
 class Reporter:
     """Sends the facts of one incarnation."""
 
-    def __init__(self, node: NodeName, incarnation: IncarnationId) -> None:
+    def __init__(self, node: NodeName, incarnation: IncarnationId, *, on_stale: Callable[[], None]) -> None:
         self._node = node
         self._incarnation = incarnation
+        self._on_stale = on_stale
         self._facts: deque[Fact] = deque(maxlen=BUFFER_MAX)
+        self._sending: tuple[Fact, ...] = ()
         self._waiting = asyncio.Event()
         self._number = 0
 
     def tell(self, fact: Fact) -> None:
         """Take a fact on; never blocks."""
+        if len(self._facts) == BUFFER_MAX:
+            _log.error("a fact is lost: too many wait", limit=BUFFER_MAX, lost=type(self._facts[0]).__name__)
         self._facts.append(fact)
         self._waiting.set()
 
     @property
     def pending(self) -> int:
         """Facts not decided yet."""
-        return len(self._facts)
+        return len(self._sending) + len(self._facts)
 
     async def run(self, bus: Bus) -> None:
         """Send facts over `bus` until it is cancelled.
@@ -66,17 +75,27 @@ class Reporter:
             NodeGoneError: the node was removed.
         """
         attempt = 0
-        while self._facts:
-            facts = tuple(self._facts)[:FACTS_MAX]
-            if await self._send(bus, facts):
-                attempt = 0
+        while self.pending:
+            # Out of the buffer, so that what comes meanwhile can't push them out unseen.
+            self._sending = self._sending or self._next()
+            if await self._send(bus, self._sending):
+                attempt, self._sending = 0, ()
                 self._number += 1
-                for _ in facts:
-                    self._facts.popleft()
                 continue
             await asyncio.sleep(backoff_seconds(attempt, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS))
             attempt += 1
         self._waiting.clear()
+
+    def _next(self) -> tuple[Fact, ...]:
+        """As many facts as fit in one report, oldest first, one at least."""
+        facts = [self._facts.popleft()]
+        room = REPORT_BYTES_MAX - len(msgspec.json.encode(facts[0]))
+        while self._facts and len(facts) < FACTS_MAX:
+            room -= len(msgspec.json.encode(self._facts[0])) + 1
+            if room < 0:
+                break
+            facts.append(self._facts.popleft())
+        return tuple(facts)
 
     async def _send(self, bus: Bus, facts: tuple[Fact, ...]) -> bool:
         """Whether the registrar is done with `facts`."""
@@ -102,6 +121,10 @@ class Reporter:
             case Refused(code="unavailable" | "contended" | "not_yet", detail=detail):
                 _log.warning("facts have to wait", reason=detail)
                 return False
+            case Refused(code=StaleFactError.code, detail=detail):
+                _log.warning("facts of a life that is over", reason=detail)
+                self._on_stale()
+                return True
             case Refused(code=code, detail=detail):
                 _log.error("facts were refused", code=code, reason=detail)
                 return True
