@@ -84,7 +84,19 @@ def api(
     database_url: str | None = None,
     common: Common,
 ) -> None:
-    """Run the control API with the gateway and gRPC."""
+    """Run the control API with the gateway and gRPC.
+
+    Parameters
+    ----------
+    host
+        Where to listen; tokens are required beyond loopback.
+    port
+        Of HTTP; 0 takes a free one.
+    grpc_port
+        Of gRPC; none is served without.
+    database_url
+        The read model in PostgreSQL; history is refused without.
+    """
     from modelyard_services.api.main import serve
     from modelyard_services.cli.front import joined
     from modelyard_services.policy.access import is_loopback
@@ -101,7 +113,15 @@ def api(
 
 
 def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, common: Common) -> None:
-    """Run a router alone, behind gRPC."""
+    """Run a router alone, behind gRPC.
+
+    Parameters
+    ----------
+    host
+        Where to listen; tokens are required beyond loopback.
+    grpc_port
+        Of gRPC.
+    """
     from modelyard_services.router.main import serve
     from modelyard_services.router.settings import RouterProcessSettings
 
@@ -110,7 +130,15 @@ def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, common: Common) ->
 
 
 def gateway(*, host: str = "127.0.0.1", port: int = 8080, common: Common) -> None:
-    """Run a gateway alone, with its own router in process."""
+    """Run a gateway alone, with its own router in process.
+
+    Parameters
+    ----------
+    host
+        Where to listen; tokens are required beyond loopback.
+    port
+        Of HTTP; 0 takes a free one.
+    """
     from modelyard_services.gateway.main import serve
     from modelyard_services.gateway.settings import GatewaySettings
 
@@ -125,7 +153,17 @@ def registrar(
     nats_issuer_seed: str | None = None,
     common: Common,
 ) -> None:
-    """Run the registrar: decides what workers ask and report, and who may connect to NATS."""
+    """Run the registrar: decides what workers ask and report, and who may connect to NATS.
+
+    Parameters
+    ----------
+    auto_approve
+        Admit nodes without asking.
+    nats_callout_url
+        NATS with the callout's credentials.
+    nats_issuer_seed
+        The key that signs what workers and readers may do.
+    """
     from modelyard_services.registrar.main import serve
     from modelyard_services.registrar.settings import RegistrarSettings
 
@@ -139,7 +177,13 @@ def reconciler(
     config: Annotated[list[Path] | None, Parameter(negative="")] = None,
     common: Common,
 ) -> None:
-    """Run the reconciler: floors, deadlines, drains, liveness; applies the configuration at its start."""
+    """Run the reconciler: floors, deadlines, drains, liveness; applies the configuration at its start.
+
+    Parameters
+    ----------
+    config
+        Models and schedules, applied at the start; may be given several times.
+    """
     from modelyard_services.reconciler.main import serve
 
     files = tuple(str(file) for file in config or ())
@@ -147,7 +191,15 @@ def reconciler(
 
 
 def projector(*, database_url: str, nats_copier_url: str | None = None, common: Common) -> None:
-    """Run the projector: the read model in PostgreSQL, and the public lifecycle stream."""
+    """Run the projector: the read model in PostgreSQL, and the public lifecycle stream.
+
+    Parameters
+    ----------
+    database_url
+        The read model in PostgreSQL.
+    nats_copier_url
+        NATS with the copier's credentials, to set up the readers' copy of the lifecycle stream.
+    """
     from modelyard_services.projector.main import serve
 
     common.run(

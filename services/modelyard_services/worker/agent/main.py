@@ -5,9 +5,11 @@ Invariant: a stop ends the replicas and departs, or leaves them all to the next 
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
+import msgspec
 import structlog
 
 from modelyard_events.ids import IncarnationId, ReplicaId
@@ -41,14 +43,33 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     machine = Machine(await asyncio.to_thread(discover), disk=settings.state_dir)
     inventory = await asyncio.to_thread(Inventory, machine, settings)
+    replaced = asyncio.Event()
+    if settings.at_end == "depart":
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _replace, replaced, stop)
     while not stop.is_set():
         try:
-            await _one_life(settings, inventory, machine, stop)
+            await _one_life(settings, inventory, machine, Ending(stop, replaced))
         except NodeGoneError as gone:
             _log.warning("this node was removed; beginning anew", reason=gone.detail)
 
 
-async def _one_life(settings: WorkerSettings, inventory: Inventory, machine: Machine, stop: asyncio.Event) -> None:
+def _replace(replaced: asyncio.Event, stop: asyncio.Event) -> None:
+    replaced.set()
+    stop.set()
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How a worker is told to end: `stop` it; if `replaced` is set too, another one is about to take over."""
+
+    stop: asyncio.Event
+    replaced: asyncio.Event
+
+    def departs(self, settings: WorkerSettings) -> bool:
+        """Whether the replicas end with the worker."""
+        return settings.at_end == "end" or (settings.at_end == "depart" and not self.replaced.is_set())
+
+
+async def _one_life(settings: WorkerSettings, inventory: Inventory, machine: Machine, ending: Ending) -> None:
     incarnation = IncarnationId(Ids().new("i"))
     clock = Clock()
     agents: list[Agent] = []
@@ -67,7 +88,7 @@ async def _one_life(settings: WorkerSettings, inventory: Inventory, machine: Mac
             advertise=settings.advertise,
             ports=settings.ports,
             allow_commands=settings.allow_commands,
-            at_worker_end=settings.at_end,
+            at_worker_end="end" if settings.at_end == "end" else "keep",
         ),
         on_fact=on_fact,
         is_idle=is_idle,
@@ -76,23 +97,23 @@ async def _one_life(settings: WorkerSettings, inventory: Inventory, machine: Mac
     async with processes:
         agents.append(Agent(settings, incarnation, processes, inventory))
         await processes.recover()
-        await _live(agents[0], settings, processes, stop)
+        await _live(agents[0], settings, processes, ending)
 
 
-async def _live(agent: Agent, settings: WorkerSettings, processes: Processes, stop: asyncio.Event) -> None:
+async def _live(agent: Agent, settings: WorkerSettings, processes: Processes, ending: Ending) -> None:
     async with contextlib.AsyncExitStack() as stack:
         link = stack.enter_async_context(linked(settings, agent.rejoin))
-        client = await _unless(stop, link)
+        client = await _unless(ending.stop, link)
         if client is None:
             return
         try:
-            await _unless(stop, agent.live(client))
+            await _unless(ending.stop, agent.live(client))
         except (NodeGoneError, NameTakenError):
             # Nobody believes in these processes any more; one that was never let in has yet to hear what is believed.
             if agent.registered:
                 await processes.end_all()
             raise
-        if settings.at_end == "end":
+        if ending.departs(settings):
             await agent.depart(client)
         else:
             await agent.say_last(client)

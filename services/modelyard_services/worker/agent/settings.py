@@ -16,7 +16,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `vram` bytes count where there is no GPU; `gpus` names devices (`0,2`), None takes all; `share` is which part of
     how many of the machine it has. `at_end`: `end` stops the replicas and departs when the worker stops, `keep`
-    leaves them to the next worker.
+    leaves them to the next worker, `depart` ends them on a stop and leaves them on SIGHUP, for an upgrade.
     """
 
     name: NodeName
@@ -35,4 +35,4 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_replicas_per_model: int = 1
     ports: PortRange = PortRange()
     allow_commands: tuple[str, ...] = ()
-    at_end: Literal["end", "keep"] = "end"
+    at_end: Literal["end", "keep", "depart"] = "end"

@@ -1,0 +1,135 @@
+"""docs/configuration.md, made from the command line itself and from the types of the configuration file.
+
+`python -m tests.unit.cli.configuration_page` writes it anew. Invariant: nothing in the tables is written by hand.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from modelyard_services.cli.main import app
+from modelyard_services.policy.configuration import ModelBody, ScheduleBody
+
+PAGE: Final = Path(__file__).parents[3] / "docs" / "configuration.md"
+PROCESSES: Final = ("up", "demo", "worker", "api", "router", "gateway", "registrar", "reconciler", "projector")
+
+_INTRODUCTION: Final = """# Configuration
+
+Made from the program by `python -m tests.unit.cli.configuration_page`; a test fails when it is stale.
+
+Every option is also a variable: `--nats-url` is `MODELYARD_NATS_URL`. An option wins over its variable. Give secrets
+(URLs with passwords, tokens, seeds) as variables: others can read command lines. `modelyard COMMAND --help` tells more.
+
+## Every command
+
+| option | variable | default | |
+|---|---|---|---|
+| `--api` | `MODELYARD_API` | `http://127.0.0.1:7070` | where the API is |
+| `--token` | `MODELYARD_TOKEN` | | who asks |
+| `--json` | | | print the API's own answer |
+"""
+
+_FILE: Final = """
+## The configuration file
+
+YAML or JSON, given to `up` and `reconciler` by `--config`; a list of schedule entries alone is accepted too. All
+mistakes are reported together, with line and field. A file is authoritative for what it lists, and silent about the
+rest.
+
+```yaml
+models:
+  - name: minilm
+    command: [python, -m, some.server, --port, "{port}"]
+    environment: {HF_TOKEN: {from_env: HF_TOKEN}}
+    health: {http: /health}          # or {grpc: service}
+    vram: 512MiB
+schedules:
+  - model_name: minilm
+    node_selector: {tier: gpu}       # or "tier=gpu, zone in (a,b)"
+    min_replicas: 1
+    max_replicas: 3                  # or replicas: all
+```
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([_INTRODUCTION, *map(_process, PROCESSES), _FILE, _fields("models", ModelBody, "name", "command"),
+                      _fields("schedules", ScheduleBody, "model_name")])  # fmt: skip
+
+
+def variables(command: str) -> set[str]:
+    """The variables that `command` reads."""
+    return {row[1] for row in _options(command)}
+
+
+def _process(command: str) -> str:
+    doc = (app[command].help or "").split("\n", 1)[0]
+    rows = [f"| `{option}` | `{name}` | {default} | {told} |" for option, name, default, told in _options(command)]
+    head = "\n| option | variable | default | |\n|---|---|---|---|"
+    return "\n".join([f"## `modelyard {command}`\n", doc, head, *rows, ""])
+
+
+def _options(command: str) -> Iterator[tuple[str, str, str, str]]:
+    shared = _told_by_common()
+    for argument in app[command].assemble_argument_collection(parse_docstring=True):
+        name = argument.names[0]
+        if name == "*" or not name.startswith("--"):
+            continue
+        default = argument.field_info.default
+        shown = "" if default is None else "required" if default is argument.field_info.empty else f"`{default}`"
+        told = str(argument.parameter.help or shared.get(name, "")).replace("\n", " ")
+        yield name, "MODELYARD_" + name.removeprefix("--").upper().replace("-", "_"), shown, told
+
+
+def _told_by_common() -> dict[str, str]:
+    from modelyard_services.cli.processes import Common  # noqa: PLC0415 - read here only
+
+    lines = [line.strip() for line in (Common.__init__.__doc__ or "").splitlines()]
+    names = ("nats_url", "nats_tls_ca", "nats_replicas", "status_port", "log_level")
+    return {"--" + name.replace("_", "-"): lines[lines.index(name) + 1] for name in names}
+
+
+def _fields(title: str, body: type[msgspec.Struct], *required: str) -> str:
+    rows = [f"| `{name}` | text | yes |" for name in required if name not in body.__struct_fields__]
+    rows += [
+        f"| `{field.name}` | {_type(field.type)} | {'yes' if field.name in required else ''} |"
+        for field in msgspec.structs.fields(body)
+    ]
+    return "\n".join([f"### `{title}`\n\n| field | | required |\n|---|---|---|", *rows, ""])
+
+
+_WORDS: Final = {
+    "StrType": "text",
+    "IntType": "number",
+    "FloatType": "number",
+    "BoolType": "true or false",
+    "NoneType": "",
+}
+
+
+def _type(annotation: Any) -> str:
+    info = msgspec.inspect.type_info(annotation)
+    return _type_of(info)
+
+
+def _type_of(info: Any) -> str:
+    match info:
+        case msgspec.inspect.UnionType(types=types):
+            return " or ".join(dict.fromkeys(word for word in map(_type_of, types) if word))
+        case msgspec.inspect.ListType(item_type=item):
+            return f"list of {_type_of(item)}"
+        case msgspec.inspect.DictType(value_type=value):
+            return f"names to {_type_of(value)}"
+        case msgspec.inspect.LiteralType(values=values):
+            return " or ".join(f"`{value}`" for value in values)
+        case msgspec.inspect.StructType(cls=cls):
+            return "one of " + ", ".join(f"`{name}`" for name in cls.__struct_fields__)
+        case _:
+            return _WORDS[type(info).__name__]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
