@@ -205,8 +205,8 @@ async def test_a_process_that_nobody_believes_in_is_stopped(yard: Yard, tmp_path
     await yard.commit(lambda fleet: remove(fleet, node=N1))
     assert alive(pid)
     yard.worker()
-    await yard.until(lambda fleet: N1 in fleet.nodes and not marked(tmp_path / "state"))
-    assert not alive(pid)
+    await yard.until(lambda fleet: N1 in fleet.nodes and not alive(pid))
+    assert not marked(tmp_path / "state")
 
 
 async def test_a_crash_is_told_with_its_last_words_and_not_started_again(yard: Yard) -> None:
