@@ -15,6 +15,7 @@ from nats.js.api import StreamConfig
 
 from modelyard_services.effects.embedded.children import ChildState, ProcessTree
 from modelyard_services.effects.embedded.nats import embedded_nats
+from modelyard_services.effects.port_claims import Claims, claims_directory
 
 
 async def test_acknowledged_messages_survive_kill_9_and_the_server_comes_back_by_itself(tmp_path: Path) -> None:
@@ -96,3 +97,9 @@ async def _restarted(tree: ProcessTree) -> None:
     async with asyncio.timeout(15):
         while (report := tree.report()[0]).restarts == 0 or report.state is not ChildState.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+
+def test_a_port_that_was_chosen_is_nobody_elses_before_its_server_listens(tmp_path: Path) -> None:
+    """Two starts at one moment would choose the same, and the later to bind would fail."""
+    chosen = embedded_nats(tmp_path).url.rpartition(":")[2]
+    assert not Claims(claims_directory()).claim(int(chosen))

@@ -16,6 +16,7 @@ import psutil
 
 from modelyard_events.ids import IncarnationId, ReplicaId, Revision
 from modelyard_events.spec import Health, LaunchSpec, SecretRef
+from modelyard_services.effects.port_claims import Claims, claims_directory
 from modelyard_services.worker.processes import (
     PortRange,
     Processes,
@@ -36,7 +37,7 @@ _offsets = itertools.count()
 
 
 def free_range() -> PortRange:
-    """A small range where nobody listens, below the ports that outgoing connections take."""
+    """A small range that nobody listens on or claims, below the ports that outgoing connections take."""
     while True:
         first = 21_000 + (os.getpid() * 97 + next(_offsets) * PORTS_PER_SUPERVISOR) % 11_000
         if all(map(_is_free, range(first, first + PORTS_PER_SUPERVISOR))):
@@ -44,6 +45,10 @@ def free_range() -> PortRange:
 
 
 def _is_free(port: int) -> bool:
+    claims = Claims(claims_directory())
+    if not claims.claim(port):
+        return False
+    claims.give_up(port)
     with socket.socket() as trial:
         return trial.connect_ex(("127.0.0.1", port)) != 0
 

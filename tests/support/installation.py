@@ -83,16 +83,6 @@ class Installation:
         if self._client is not None:
             self._client.close()
         self._client = httpx.Client(base_url=self.endpoints.api_url, timeout=SETTLE_SECONDS, trust_env=False)
-        self._wait_for_workers()
-
-    def _wait_for_workers(self) -> None:
-        """`up` is ready once its own processes are; its workers register a moment later."""
-        if self.endpoints.token is None:
-            wanted = int(self._options[self._options.index("--workers") + 1]) if "--workers" in self._options else 1
-            until(lambda: len(self._alive()) == wanted, "all workers are registered and alive")
-
-    def _alive(self) -> list[dict[str, Any]]:
-        return [node for node in self.get("/nodes")["items"] if node["liveness"] == "alive"]
 
     def launch(self, *arguments: str, log: str = "up.log") -> subprocess.Popen[bytes]:
         """Any of our processes, in a session of its own, its output in `log`."""

@@ -93,8 +93,9 @@ class History(Controller):
             actor=actor,
             correlation=correlation,
         )
-        async with _database(service).reading() as connection:
-            page = await queries.event_page(connection, wanted, after=after, limit=limit)
+        page = await _database(service).ask(
+            lambda connection: queries.event_page(connection, wanted, after=after, limit=limit)
+        )
         items = [_view_of_body(record.sequence, record.time, record.event_id, record.body) for record in page.items]
         return EventList(items, page.next, service.fleet.sequence)
 
@@ -119,8 +120,7 @@ class History(Controller):
     @get("/decisions/{decision:str}", summary="Show a decision")
     async def show_decision(self, request: ApiRequest, decision: FromPath[str]) -> DecisionView:
         """A decision by the id of the event that holds it (H2)."""
-        async with _database(service_of(request)).reading() as connection:
-            record = await queries.decision(connection, decision)
+        record = await _database(service_of(request)).ask(lambda connection: queries.decision(connection, decision))
         if record is None:
             raise NotFoundError(f"there is no decision {decision!r}", field="decision", value=decision)
         return DecisionView(

@@ -1,16 +1,19 @@
 """PostgreSQL for every process that reads or writes the read model: one way to connect, one way to be away.
 
-Invariant: nothing waits for ever: connecting, a statement, a lock and an idle transaction each have a limit.
+Invariant: nothing waits for ever: connecting, a statement, a lock and an idle transaction each have a limit, and what
+a client waits for has one of our own, since a server that is frozen keeps none of its own.
 """
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Final, TypeVar
 
 import psycopg
 from psycopg.errors import ReadOnlySqlTransaction
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from modelyard_services.errors import UnavailableError
@@ -21,10 +24,15 @@ CONNECT_SECONDS_MAX: Final = 5
 STATEMENT_SECONDS_MAX: Final = 30
 """The longest of ours, a rewrite of all rows of 20,000 replicas, takes 3 s."""
 
+ANSWER_SECONDS_MAX: Final = 10
+"""How long a client waits for a page of history: the slowest of ours takes 0.3 s."""
+
 POOL_CONNECTIONS: Final = 5
 """Per process: pages of history are short, and PostgreSQL's own default is 100 for everybody."""
 
 _DRIVER: Final = "postgresql+psycopg"
+
+Answer = TypeVar("Answer")
 
 
 class Database:
@@ -83,6 +91,30 @@ class Database:
                 async with connection.begin():
                     yield connection
 
+    async def ask(self, query: Callable[[AsyncConnection], Awaitable[Answer]]) -> Answer:
+        """What `query` finds in a `reading()`, within `ANSWER_SECONDS_MAX`.
+
+        Raises:
+            UnavailableError: PostgreSQL is away, or doesn't answer in time.
+        """
+
+        async def answer() -> Answer:
+            async with self.reading() as connection:
+                return await query(connection)
+
+        asking = asyncio.create_task(answer())
+        try:
+            # Not asyncio.timeout: the driver, when cancelled, waits for the server to agree.
+            done, _late = await asyncio.wait({asking}, timeout=ANSWER_SECONDS_MAX)
+        finally:
+            asking.cancel()
+        if not done:
+            asking.add_done_callback(_forgotten)
+            raise UnavailableError(
+                f"PostgreSQL does not answer: nothing within {ANSWER_SECONDS_MAX} s", retry_after_seconds=2
+            )
+        return asking.result()
+
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
@@ -100,8 +132,14 @@ def _told() -> Iterator[None]:
         if error.connection_invalidated or _is_away(error):
             raise UnavailableError(f"PostgreSQL is away: {_first_line(error.orig)}", retry_after_seconds=2) from error
         raise
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, NoConnectionError) as error:
         raise UnavailableError(f"PostgreSQL is away: {error}", retry_after_seconds=2) from error
+
+
+def _forgotten(late: asyncio.Task[Answer]) -> None:
+    """Nobody waits any more for how `late` ends, and asyncio would complain that nobody looked."""
+    if not late.cancelled():
+        late.exception()
 
 
 def _is_away(error: DBAPIError) -> bool:

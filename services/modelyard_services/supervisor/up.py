@@ -12,6 +12,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from modelyard_events.ids import NodeName
+from modelyard_services.effects.connect import open_runtime
 from modelyard_services.effects.embedded.children import ChildReport, ProcessTree
 from modelyard_services.effects.embedded.errors import ChildFailedError
 from modelyard_services.effects.embedded.nats import embedded_nats
@@ -19,7 +21,7 @@ from modelyard_services.effects.embedded.ports import address, port_for
 from modelyard_services.effects.embedded.postgres import embedded_postgres
 from modelyard_services.effects.embedded.private import private_directory, read_private, write_private
 from modelyard_services.settings import NatsSettings, ProcessSettings
-from modelyard_services.supervisor.bootstrap import Secrets, admit, secrets_of
+from modelyard_services.supervisor.bootstrap import Secrets, admit, life_of, registered, secrets_of
 from modelyard_services.supervisor.programs import program
 from modelyard_services.supervisor.settings import Endpoints, UpSettings
 
@@ -60,22 +62,28 @@ async def up(settings: UpSettings, stop: asyncio.Event, *, on_ready: OnReady) ->
     data_dir = private_directory(settings.data_dir.resolve())
     async with ProcessTree(data_dir / "run") as tree:
         yard = _Yard(settings, data_dir, tree)
-        endpoints = await yard.start()
+        endpoints = await yard.start(stop)
         write_private(data_dir / "endpoints.json", msgspec.json.format(msgspec.json.encode(endpoints)))
         on_ready(Running(endpoints, yard.control_url, tree.report))
-        await _until(stop, tree)
+        await _unless_failed(tree, stop.wait())
 
 
-async def _until(stop: asyncio.Event, tree: ProcessTree) -> None:
-    stopping = asyncio.create_task(stop.wait())
+async def _unless_failed(tree: ProcessTree, waiting: Coroutine[None, None, object]) -> None:
+    """Wait for `waiting`, or for the first child that can't be kept up.
+
+    Raises:
+        ChildFailedError: of that child.
+    """
+    goal = asyncio.create_task(waiting)
     failing = asyncio.create_task(tree.failure())
     try:
-        done, _pending = await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
+        done, _pending = await asyncio.wait({goal, failing}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        stopping.cancel()
+        goal.cancel()
+        failing.cancel()
     if failing in done:
         raise failing.result()
-    failing.cancel()
+    goal.result()
 
 
 class _Yard:
@@ -94,16 +102,20 @@ class _Yard:
         """NATS in the control role."""
         return self._environment["MODELYARD_NATS_URL"]
 
-    async def start(self) -> Endpoints:
+    async def start(self, stop: asyncio.Event) -> Endpoints:
+        """Start all of it; returns once every worker of ours has registered in its new life, or at `stop`."""
         beyond = self._settings.host != LOOPBACK
         secrets = secrets_of(self._data_dir, beyond_loopback=beyond)
         nats_url = await self._start_nats()
         database_url = await self._start_postgres()
         self._environment["MODELYARD_DATABASE_URL"] = database_url
-        await admit(secrets, ProcessSettings("up", NatsSettings(self.control_url)))
-        await self._start_control_plane()
         endpoints = self._endpoints(secrets, nats_url, database_url)
-        await self._start_workers(endpoints)
+        async with open_runtime(ProcessSettings("up", NatsSettings(self.control_url))) as runtime:
+            await admit(runtime, secrets)
+            await self._start_control_plane()
+            lives = {name: life_of(runtime.fleet, name) for name in map(_worker, range(self._settings.workers))}
+            await self._start_workers(endpoints)
+            await _unless_failed(self._tree, registered(runtime, lives, stop))
         return endpoints
 
     async def _start_nats(self) -> str:
@@ -157,7 +169,7 @@ class _Yard:
         await _together([self._start_worker(number, endpoints) for number in range(self._settings.workers)])
 
     async def _start_worker(self, number: int, endpoints: Endpoints) -> None:
-        settings, name = self._settings, f"{WORKER_PREFIX}-{number + 1}"
+        settings, name = self._settings, _worker(number)
         labels = _of(settings.worker_labels, number, {})
         vram = _of(settings.worker_vram, number, "")
         arguments = ["worker", "--name", name, "--state-dir", str(self._data_dir / "workers" / name)]
@@ -201,6 +213,10 @@ async def _together(starts: Sequence[Coroutine[None, None, None]]) -> None:
     else:
         return
     raise failure
+
+
+def _worker(number: int) -> NodeName:
+    return NodeName(f"{WORKER_PREFIX}-{number + 1}")
 
 
 def _of(given: Sequence[Given], number: int, otherwise: Given) -> Given:

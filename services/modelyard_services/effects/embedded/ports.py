@@ -1,12 +1,14 @@
 """TCP ports of embedded servers on one host.
 
-Invariant: a server that once had a port gets it again whenever it is free, so addresses written down stay valid.
+Invariant: a server that once had a port gets it again whenever it is free, so addresses written down stay valid; a
+port that was chosen stays ours until this process ends, since its server binds it only a while later.
 """
 
 import secrets
 import socket
 from typing import Final
 
+from modelyard_services.effects.port_claims import Claims, claims_directory
 from modelyard_services.errors import UnavailableError
 
 FREE_PORTS: Final = range(20_000, 32_768)
@@ -15,6 +17,8 @@ at it and the server's own bind, which for PostgreSQL's first start lie a second
 
 TRIES_MAX: Final = 1_000
 """Twelve thousand ports: a machine on which so many tries hit a used one has none left."""
+
+_claims: Final = Claims(claims_directory())
 
 
 def port_for(host: str, *, wanted: int, previous: int | None) -> int:
@@ -25,12 +29,12 @@ def port_for(host: str, *, wanted: int, previous: int | None) -> int:
     """
     if wanted:
         return wanted
-    if previous and _is_free(host, previous):
+    if previous and _is_free(host, previous) and _claims.claim(previous):
         return previous
     for _ in range(TRIES_MAX):
         # At random, so that two starts at the same time don't choose the same.
         port = secrets.choice(FREE_PORTS)
-        if _is_free(host, port):
+        if _is_free(host, port) and _claims.claim(port):
             return port
     raise UnavailableError(f"no free port from {FREE_PORTS.start} to {FREE_PORTS.stop - 1} on {host}: name one")
 

@@ -4,16 +4,14 @@ Invariant: a port is handed out only if nothing listens on it, no process of our
 since the last one that did has exited, so that no late request reaches the wrong model (rule W4, trap X22).
 """
 
-import fcntl
-import os
 import socket
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from modelyard_services.effects.port_claims import Claims, claims_directory
 from modelyard_services.worker.processes.launch import LaunchRefusedError
 
 QUARANTINE_SECONDS: Final = 15.0
@@ -43,7 +41,7 @@ class Ports:
         claims: Path | None = None,
     ) -> None:
         self._range = ports
-        self._claims = Claims(claims or Path(tempfile.gettempdir()) / f"modelyard-ports-{os.getuid()}")
+        self._claims = Claims(claims or claims_directory())
         self._host = host
         self._now = now
         self._quarantine_seconds = quarantine_seconds
@@ -100,36 +98,3 @@ class Ports:
             except OSError:
                 return False
         return True
-
-
-class Claims:
-    """Ports claimed by any worker of this user on this machine.
-
-    A backend binds its port seconds after it was given it, when its model is loaded: until then the port looks free
-    to every other worker, whose health probe would then find the wrong process well. A lock on a file per port says
-    otherwise; the kernel lets go of it when its worker dies, and then the port itself is bound or free.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._files: dict[int, int] = {}
-
-    def claim(self, port: int) -> bool:
-        """Whether the port is ours now."""
-        if port in self._files:
-            return True
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        file = os.open(self._directory / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            return False
-        self._files[port] = file
-        return True
-
-    def give_up(self, port: int) -> None:
-        """The port is anybody's."""
-        file = self._files.pop(port, None)
-        if file is not None:
-            os.close(file)
