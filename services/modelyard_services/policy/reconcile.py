@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
+import msgspec
+
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId
 from modelyard_events.spec import Autoscale, SpreadAll
@@ -95,7 +97,11 @@ def _spread_to(fleet: Fleet, command: CommandId, *, view: View, model: ModelName
     if state is None or state.spec is None or node not in nodes_without(fleet, state):
         return []
     request = Request(model=model, command=command, now_ns=view.moment.log_ns, node=node)
-    return place(fleet, view.readings, request, search=view.search).events
+    outcome = place(fleet, view.readings, request, search=view.search)
+    if outcome.refused is None:
+        return outcome.events
+    # Told of all nodes at once: node by node, refusals that differ would be news to each other for ever (P5).
+    return place(fleet, view.readings, msgspec.structs.replace(request, node=None), search=view.search).events
 
 
 def _lower(view: View, model: ModelState) -> list[Action]:

@@ -406,3 +406,18 @@ def test_a_newcomer_that_ends_first_gives_the_slot_back_to_the_one_it_waited_for
     world.live()
     assert world.replicas() == []
     assert not world.fleet.nodes[NodeName("n1")].slots
+
+
+def test_a_spread_that_fails_for_another_reason_on_each_node_is_refused_once() -> None:
+    """C3, P5: told node by node, each refusal would be news to the other, for ever."""
+    world = World(
+        *an_approved_node("n1"),
+        *an_approved_node("n2", vram=1 * GIB),
+        *a_model("a"),
+        *a_ready_replica(model="a", groups=("g",)),
+        *a_model("m", some_spec(vram=2 * GIB, groups=("g",))),
+        scheduled(Schedule(mode=SpreadAll())),
+    )
+    world.settle()
+    (refused,) = [event for event in world.told if isinstance(event, ModelPlacementRefused)]
+    assert {count.filter for count in refused.decision.filters} == {"concurrency_group", "vram"}
