@@ -18,6 +18,9 @@ FILE_VARIABLE: Final = "MODELYARD_MODEL_SCHEDULING_CONFIG"
 DOCUMENT_BYTES_MAX: Final = 4 * 1024 * 1024
 """A configuration of ten thousand schedules is one mebibyte."""
 
+PARTS_MAX: Final = 200_000
+"""Values in one document, repeated ones counted each time: a few lines of YAML aliases stand for billions."""
+
 Lines = dict[tuple[str | int, ...], int]
 
 
@@ -57,6 +60,8 @@ def parse_text(text: str, *, name: str, source: ScheduleSource) -> tuple[Any, st
         lines: Lines = {}
         if node is not None:
             _note_lines(node, (), lines)
+            if len(lines) > PARTS_MAX:
+                raise _unreadable(name, None, f"has over {PARTS_MAX} values, aliases counted each time")
         return yaml.safe_load(text), name, source, lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -66,6 +71,8 @@ def parse_text(text: str, *, name: str, source: ScheduleSource) -> tuple[Any, st
 
 
 def _note_lines(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> None:
+    if len(lines) > PARTS_MAX:
+        return
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
