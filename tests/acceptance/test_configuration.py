@@ -1,4 +1,4 @@
-"""`up --config`: a bad file stops the start with every fault named, a good one is in force from the start."""
+"""Files at the start and by `plan` and `apply`: bad ones do nothing but name every fault, good ones are in force."""
 
 import json
 from pathlib import Path
@@ -72,3 +72,45 @@ def test_a_good_file_is_in_force_from_the_start_and_owns_its_schedules(tmp_path:
         installation.start()
         kept = installation.get("/schedules")["items"][0]
         assert (kept["source"], kept["min_replicas"], kept["max_replicas"]) == ("file", 1, 0)
+
+
+def test_a_plan_changes_nothing_and_apply_does_what_it_said(tmp_path: Path) -> None:
+    """S3, R5: changes, placements and what can't be are told first; then done; then there is nothing left to do."""
+    config = tmp_path / "fleet.yaml"
+    models = [{"name": name, "command": ECHO, "vram": "16MiB", "concurrency_groups": ["g"]} for name in ("a", "b")]
+    schedules = [{"model_name": name, "min_replicas": 1} for name in ("a", "b")]
+    config.write_text(json.dumps({"models": models, "schedules": schedules}))
+    with Installation(tmp_path, "--vram", "1GiB") as installation:
+        before = installation.get("/state/hash")["hash"]
+        plan = json.loads(installation.cli("--json", "plan", str(config)).out)
+        assert [(each["kind"], each["model"], each["change"]) for each in plan["changes"]] == [
+            ("model", "a", "added"),
+            ("model", "b", "added"),
+            ("schedule", "a", "added"),
+            ("schedule", "b", "added"),
+        ]
+        assert [each["model"] for each in plan["consequences"]["placements"]] == ["a"]
+        (refused,) = plan["consequences"]["unplaced"]
+        assert (refused["model"], refused["field"], refused["document"]) == ("b", "concurrency_groups", str(config))
+        assert "g held by a" in installation.cli("plan", str(config)).out
+        assert installation.get("/state/hash")["hash"] == before
+
+        assert "4 applied" in installation.cli("apply", str(config)).out
+        until(lambda: installation.ready("a"), "what the plan placed is ready")
+        assert installation.ready("b") == []
+        assert "nothing to do" in installation.cli("apply", str(config)).out
+
+        config.write_text(json.dumps({"models": models[1:], "schedules": schedules[1:]}))
+        assert "nothing to do" in installation.cli("plan", str(config)).out
+        swap = json.loads(installation.cli("--json", "plan", str(config), "--prune").out)
+        assert [each["model"] for each in swap["consequences"]["endings"]] == ["a"]
+        assert [each["model"] for each in swap["consequences"]["placements"]] == ["b"]
+        installation.cli("apply", str(config), "--prune")
+        until(lambda: installation.ready("b"), "the other takes its place")
+        assert [model["name"] for model in installation.get("/models")["items"] if model["defined"]] == ["b"]
+
+        config.write_text(MISTAKES)
+        stands = installation.get("/state/hash")["hash"]
+        refused_text = installation.cli("apply", str(config), code=1).err
+        assert all(f"fleet.yaml:{line}: " in refused_text for line, _ in FAULTS), refused_text
+        assert installation.get("/state/hash")["hash"] == stands

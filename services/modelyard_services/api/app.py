@@ -15,6 +15,7 @@ from litestar.types import ASGIApp, ControllerRouterHandler, Receive, Scope, Sen
 from modelyard_services.api import problems
 from modelyard_services.api.access import Identify
 from modelyard_services.api.access_commands import AccessCommands
+from modelyard_services.api.configuration_commands import ConfigurationCommands
 from modelyard_services.api.contracts import Contracts
 from modelyard_services.api.freshness import Freshness
 from modelyard_services.api.health import healthz, metrics, readyz
@@ -33,6 +34,7 @@ CONTROLLERS = (
     NodeCommands,
     ModelCommands,
     ReplicaCommands,
+    ConfigurationCommands,
     AccessCommands,
     History,
     Logs,

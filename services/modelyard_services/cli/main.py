@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from modelyard_events.errors import InvalidValueError
-from modelyard_services.cli import access, history, models, nodes, processes, replicas
+from modelyard_services.cli import access, configuration, history, models, nodes, processes, replicas
 from modelyard_services.cli.session import (
     DEFAULT_API,
     EXIT_FAILED,
@@ -36,6 +36,7 @@ app.command(models.schedule_app)
 app.command(models.list_schedules, name="schedules")
 app.command(access.token_app)
 access.register(app)
+configuration.register(app)
 replicas.register(app)
 history.register(app)
 processes.register(app)

@@ -94,21 +94,36 @@ class Fault(msgspec.Struct, frozen=True):
         return f"{where}: {self.field}: {self.problem}"
 
 
+class Written(msgspec.Struct, frozen=True):
+    """Where an entry is written."""
+
+    document: str | None = None
+    line: int | None = None
+
+
 class ScheduleEntry(msgspec.Struct, frozen=True):
     schedule: Schedule
     source: ScheduleSource
+    written: Written = Written()
 
 
 class Configuration(msgspec.Struct, frozen=True):
-    """What the documents ask for, and what to tell about it."""
+    """What the documents ask for, and what to tell about it.
+
+    `places` tells where each model is written; `sections` what the documents speak of at all: `models`, `schedules`.
+    """
 
     models: dict[ModelName, ModelSpec] = {}
     schedules: dict[ModelName, ScheduleEntry] = {}
     warnings: tuple[str, ...] = ()
+    places: dict[ModelName, Written] = {}
+    sections: frozenset[str] = frozenset()
 
 
-def read_documents(documents: Sequence[Document]) -> Configuration:
+def read_documents(documents: Sequence[Document], *, unread: Sequence[InvalidEntriesError] = ()) -> Configuration:
     """All of `documents`; where an entry stands in two, the later wins, with a warning (rule S3).
+
+    `unread` are the faults of documents that couldn't even be parsed, to be told with those of the others.
 
     Raises:
         InvalidEntriesError: with every fault of every document.
@@ -116,8 +131,11 @@ def read_documents(documents: Sequence[Document]) -> Configuration:
     reader = _Reader()
     for document in documents:
         reader.read(document)
-    _raise(reader.faults)
-    return Configuration(reader.models, reader.schedules, tuple(reader.warnings))
+    unparsed = [msgspec.convert(error, Fault) for fault in unread for error in fault.errors]
+    _raise([*unparsed, *reader.faults])
+    return Configuration(
+        reader.models, reader.schedules, tuple(reader.warnings), reader.places, frozenset(reader.sections)
+    )
 
 
 def read_model(body: Any, *, name: str) -> ModelSpec:
@@ -154,6 +172,8 @@ class _Reader:
     def __init__(self) -> None:
         self.models: dict[ModelName, ModelSpec] = {}
         self.schedules: dict[ModelName, ScheduleEntry] = {}
+        self.places: dict[ModelName, Written] = {}
+        self.sections: set[str] = set()
         self.warnings: list[str] = []
         self.faults: list[Fault] = []
 
@@ -162,6 +182,7 @@ class _Reader:
         if value is None:
             return
         if isinstance(value, list):
+            self.sections.add("schedules")
             self._entries(value, (), document, self._schedule_entry)
             return
         if not isinstance(value, dict):
@@ -172,6 +193,7 @@ class _Reader:
             if read_entry is None:
                 self._unknown(document, (key,), str(key), ["models", "schedules"])
             elif entries is not None:
+                self.sections.add(str(key))
                 self._entries(entries, (key,), document, read_entry)
 
     def model_spec(self, entry: Any, path: Path, document: Document) -> ModelSpec | None:
@@ -217,6 +239,7 @@ class _Reader:
         if name in self.models:
             self.warnings.append(f"{document.name}: model {name!r} was defined before; this entry wins")
         self.models[name] = spec
+        self.places[name] = Written(document.name, _line(document, path))
 
     def _schedule_entry(self, entry: Any, path: Path, document: Document) -> None:
         name, rest = self._named(entry, path, document, "model_name")
@@ -226,7 +249,7 @@ class _Reader:
             return
         if name in self.schedules:
             self.warnings.append(f"{document.name}: {name!r} was scheduled before; this entry wins")
-        self.schedules[name] = ScheduleEntry(schedule, document.source)
+        self.schedules[name] = ScheduleEntry(schedule, document.source, Written(document.name, _line(document, path)))
 
     def _named(self, entry: Any, path: Path, document: Document, key: str) -> tuple[ModelName | None, Any]:
         if not isinstance(entry, dict):
@@ -313,13 +336,15 @@ class _Reader:
         self._fault(document, path, field, None, f"is unknown; {hint}")
 
     def _fault(self, document: Document, path: Path, field: str, value: Any, problem: str) -> None:
-        line = next(
-            (document.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in document.lines), None
-        )
-        self.faults.append(Fault(document.name, line, field, value, problem))
+        self.faults.append(Fault(document.name, _line(document, path), field, value, problem))
 
 
 _MODE_FIELDS: Final = frozenset({"replicas", "spread_all", "min_replicas", "max_replicas"})
+
+
+def _line(document: Document, path: Path) -> int | None:
+    """The line of the part at `path`, or of the nearest part around it."""
+    return next((document.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in document.lines), None)
 
 
 def _plain(error: msgspec.ValidationError) -> str:

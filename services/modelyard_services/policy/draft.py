@@ -1,11 +1,11 @@
 """A decision of several steps, each decided on what the steps before it come to.
 
-Invariant: the fleet it starts from stays as it is; the draft folds into a copy of one node's part.
+Invariant: the fleet it starts from stays as it is; the draft folds into a copy, of one node's part or of all.
 """
 
 import copy
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Self
 
 from modelyard_events.envelope import Actor, AnyEvent, Envelope, Recorded
 from modelyard_events.ids import CommandId, NodeName
@@ -20,6 +20,13 @@ class Draft:
     def __init__(self, fleet: Fleet, node: NodeName) -> None:
         self.events: list[AnyEvent] = []
         self.fleet = _part_of(fleet, node)
+
+    @classmethod
+    def of_all(cls, fleet: Fleet, *, time_ns: int) -> Self:
+        """A draft that may decide about everything in `fleet`, as of `time_ns`."""
+        draft = cls.__new__(cls)
+        draft.events, draft.fleet = [], _all_of(fleet, time_ns)
+        return draft
 
     def add(self, events: Iterable[AnyEvent]) -> None:
         """Decide `events`."""
@@ -42,6 +49,20 @@ def _part_of(fleet: Fleet, node: NodeName) -> Fleet:
         replicas={replica.id: copy.copy(replica) for replica in replicas},
         reservations={identity: copy.copy(fleet.reservations[identity]) for identity in state.reservations},
         models={model: _copy_of(fleet.models[model]) for model in models},
+    )
+
+
+def _all_of(fleet: Fleet, time_ns: int) -> Fleet:
+    return Fleet(
+        sequence=fleet.sequence,
+        time_ns=time_ns,
+        settings=fleet.settings,
+        mass_loss=fleet.mass_loss,
+        subjects=dict(fleet.subjects),
+        nodes=copy.deepcopy(fleet.nodes),
+        replicas={identity: copy.copy(replica) for identity, replica in fleet.replicas.items()},
+        reservations={identity: copy.copy(held) for identity, held in fleet.reservations.items()},
+        models={name: _copy_of(model) for name, model in fleet.models.items()},
     )
 
 

@@ -164,6 +164,42 @@ async def test_many_labels_are_set_all_or_none(runtime: Runtime, client: httpx.A
     assert {key for key, label in labels.items() if label["owner"] == "operator"} == {"tier", "rack"}
 
 
+async def test_a_plan_appends_nothing_and_apply_appends_it_once(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """S3."""
+    await _approved(runtime)
+    text = "models: [{name: m, command: [serve], vram: 1GiB}]\nschedules: [{model_name: m, min_replicas: 2}]"
+    body = {"documents": [{"name": "fleet.yaml", "text": text}]}
+    before = runtime.fleet.sequence
+    plan = (await client.post("/api/v1/plan", json=body)).json()
+    assert [(each["kind"], each["change"]) for each in plan["changes"]] == [("model", "added"), ("schedule", "added")]
+    assert [each["node"] for each in plan["consequences"]["placements"]] == [NODE]
+    (refused,) = plan["consequences"]["unplaced"]
+    assert (refused["model"], refused["missing"], refused["document"], refused["line"]) == ("m", 1, "fleet.yaml", 2)
+    assert (runtime.fleet.sequence, plan["sequence"]) == (before, before)
+    applied = (await client.post("/api/v1/apply", json=body)).json()
+    assert (applied["changed"], applied["sequence"]) == (True, before + 2)
+    assert applied["changes"] == plan["changes"]
+    again = (await client.post("/api/v1/apply", json=body)).json()
+    assert (again["changed"], again["changes"], runtime.fleet.sequence) == (False, [], before + 2)
+
+
+async def test_faults_of_a_plan_are_all_told_and_nothing_is_applied(
+    runtime: Runtime, client: httpx.AsyncClient
+) -> None:
+    """S2."""
+    documents = [
+        {"name": "torn.yaml", "text": "models: ["},
+        {"name": "fleet.yaml", "text": "- model_name: m\n  min_replicas: 3\n  max_replicas: 2\n- model_name: ok\n"},
+    ]
+    for path in ("/api/v1/plan", "/api/v1/apply"):
+        refused = await client.post(path, json={"documents": documents})
+        assert refused.status_code == 400, refused.text
+        told = [(error["document"], error["line"], error["field"]) for error in refused.json()["errors"]]
+        assert told == [("torn.yaml", 1, "document"), ("fleet.yaml", 2, "min_replicas")]
+        assert (await client.post(path, json={"documents": []})).json()["field"] == "documents"
+    assert runtime.fleet.sequence == 0
+
+
 async def test_deleting_what_is_not_there_says_so(client: httpx.AsyncClient) -> None:
     """X28."""
     for path in ("/api/v1/nodes/nobody", "/api/v1/tokens/nobody", "/api/v1/nodes/n/reservations/v-1"):

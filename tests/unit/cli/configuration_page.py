@@ -51,6 +51,12 @@ schedules:
     min_replicas: 1
     max_replicas: 3                  # or replicas: all
 ```
+
+On a running installation, `modelyard plan FILE` shows what differs, what the reconciler would place and end for it, and
+what can't be met, with the reason and the line; it changes nothing. `modelyard apply FILE` does it, all or nothing;
+what stands as written appends no event. With `--prune` what a section doesn't list ends: models that aren't under
+`models`, schedules that aren't under `schedules`. What is applied so belongs to the API; a file given to `--config`
+wins again at the next start.
 """
 
 

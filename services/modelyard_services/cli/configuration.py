@@ -1,0 +1,107 @@
+"""`modelyard plan`, `modelyard apply`: models and schedules from files.
+
+Invariant: files go to the API as they are written, so faults have their file, line and field, all of them at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from modelyard_services.cli.session import CommandFailedError, Session, console
+
+Here = Annotated[Session, Parameter(parse=False)]
+Prune = Annotated[bool, Parameter(negative="")]
+
+
+def register(app: App) -> None:
+    """Put the commands on `app`."""
+    app.command(plan)
+    app.command(apply)
+
+
+def plan(*files: Path, prune: Prune = False, session: Here) -> None:
+    """Show what `apply` would change, place and end; changes nothing.
+
+    Parameters
+    ----------
+    files
+        Models and schedules, YAML or JSON; the later wins.
+    prune
+        Also end models and clear schedules that no file lists, by section.
+    """
+    answer = session.call("POST", "/plan", body=_body(files, prune=prune))
+    _show(session, answer, done=False)
+
+
+def apply(*files: Path, prune: Prune = False, session: Here) -> None:
+    """Make models and schedules as the files say, all or nothing.
+
+    Parameters
+    ----------
+    files
+        Models and schedules, YAML or JSON; the later wins.
+    prune
+        Also end models and clear schedules that no file lists, by section.
+    """
+    answer = session.call("POST", "/apply", body=_body(files, prune=prune))
+    _show(session, answer, done=True)
+
+
+def _body(files: tuple[Path, ...], *, prune: bool) -> dict[str, Any]:
+    if not files:
+        raise CommandFailedError("name at least one file")
+    return {"documents": [{"name": str(file), "text": _read(file)} for file in files], "prune": prune}
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandFailedError(f"{file}: can't be read: {error}") from error
+
+
+def _show(session: Session, answer: dict[str, Any], *, done: bool) -> None:
+    if session.as_json:
+        session.show_json(answer)
+        return
+    if answer["changes"]:
+        session.show(answer, [_change_row(each) for each in answer["changes"]], "CHANGE", "WHAT", "MODEL", "FIELDS")
+    rows = _consequence_rows(answer["consequences"])
+    if rows:
+        session.show(answer, rows, "THEN", "MODEL", "NODE", "WHY")
+    count = len(answer["changes"])
+    sequence = f"(sequence {answer['sequence']})"
+    text = f"{count} {'applied' if done else 'to apply'} {sequence}" if count else f"nothing to do {sequence}"
+    console().print(text, highlight=False)
+    if not answer["consequences"]["complete"]:
+        console().print("there is more to come than is shown", highlight=False)
+    for warning in answer["warnings"]:
+        console().print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+
+
+def _change_row(change: dict[str, Any]) -> tuple[str, ...]:
+    fields = ", ".join(
+        f"{each['field']}: {_shown(each['before'])} -> {_shown(each['after'])}" for each in change["fields"]
+    )
+    return change["change"], change["kind"], change["model"], fields
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _consequence_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("place", each["model"], each["node"], f"index {each['replica_index']}") for each in found["placements"]
+    ]
+    rows += [("end", each["model"], each["node"], f"{each['replica']}: {each['reason']}") for each in found["endings"]]
+    rows += [("can't place", each["model"], "-", _reason(each)) for each in found["unplaced"]]
+    return rows
+
+
+def _reason(unplaced: dict[str, Any]) -> str:
+    where = "" if unplaced["document"] is None else f"{unplaced['document']}:{unplaced['line'] or '-'}: "
+    field = "" if unplaced["field"] is None else f"{unplaced['field']}: "
+    helps = "" if unplaced["unblock"] is None else f"; {unplaced['unblock']}"
+    return f"{where}{field}{unplaced['missing']} missing: {unplaced['reason']} ({unplaced['kind']}{helps})"

@@ -1,0 +1,148 @@
+"""A configuration against the fleet: what applying it would change, as events and as a list for people (rule S3).
+
+Invariant: the list is read off the events, so a plan can't promise other than what `apply` appends; an entry that
+stands as written appends nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal, assert_never
+
+import msgspec
+
+from modelyard_events.envelope import AnyEvent
+from modelyard_events.ids import ModelName
+from modelyard_events.model import (
+    ModelDeclaredSatisfiable,
+    ModelDefined,
+    ModelRedefined,
+    ModelRemoved,
+    ModelScheduleCleared,
+    ModelScheduleSet,
+)
+from modelyard_events.spec import ModelSpec, Schedule, ScheduleSource
+from modelyard_projections.fleet import Fleet
+from modelyard_services.errors import InvalidRequestError
+from modelyard_services.policy.configuration import Configuration
+from modelyard_services.policy.models import define, group_conflicts, remove
+from modelyard_services.policy.schedules import clear_schedule, schedule_warnings, set_schedule
+
+EVENTS_MAX: Final = 1_000
+"""One atomic batch of the log: an apply is done wholly or not at all."""
+
+API: Final[ScheduleSource] = "api"
+"""Whoever applies over the API owns no file that is read again at the next start."""
+
+EntryKind = Literal["model", "schedule"]
+ChangeKind = Literal["added", "changed", "removed"]
+
+
+class FieldChange(msgspec.Struct, frozen=True):
+    """One field before and after; None where it isn't there."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One entry that differs from what is."""
+
+    kind: EntryKind
+    model: ModelName
+    change: ChangeKind
+    fields: tuple[FieldChange, ...] = ()
+
+
+def apply(fleet: Fleet, configuration: Configuration, *, prune: bool = False) -> list[AnyEvent]:
+    """All that makes the fleet as `configuration` says; `prune` ends what its sections don't list.
+
+    Raises:
+        InvalidRequestError: it takes more than one atomic append, or an entry can't be.
+    """
+    events: list[AnyEvent] = []
+    for model, spec in configuration.models.items():
+        events += define(fleet, model=model, spec=spec)
+    for model, entry in configuration.schedules.items():
+        events += set_schedule(fleet, model=model, schedule=entry.schedule, source=API)
+    if prune:
+        events += _pruned(fleet, configuration)
+    events = list(_breakers_closed_once(events))
+    if len(events) > EVENTS_MAX:
+        problem = f"this takes {len(events)} events and one append {EVENTS_MAX}; nothing was applied, divide it"
+        raise InvalidRequestError(problem, field="documents")
+    return events
+
+
+def changes(fleet: Fleet, events: Iterable[AnyEvent]) -> list[Change]:
+    """What `events` change of models and schedules; `fleet` is as it was before them."""
+    found = [_change(fleet, event) for event in events]
+    return [each for each in found if each is not None]
+
+
+def warnings(fleet: Fleet, configuration: Configuration, events: Sequence[AnyEvent]) -> tuple[str, ...]:
+    """What to tell whoever applies this: all of it is accepted all the same."""
+    found = list(configuration.warnings)
+    for model, spec in configuration.models.items():
+        found += [str(conflict) for conflict in group_conflicts(fleet, model=model, spec=spec)]
+    for event in events:
+        if isinstance(event, ModelScheduleSet | ModelScheduleCleared):
+            schedule = event.schedule if isinstance(event, ModelScheduleSet) else None
+            model = ModelName(event.model)
+            told = schedule_warnings(fleet, model=model, schedule=schedule, source=API)
+            found += [text for text in told if model not in configuration.models or "not defined" not in text]
+    return tuple(dict.fromkeys(found))
+
+
+def _pruned(fleet: Fleet, configuration: Configuration) -> list[AnyEvent]:
+    """The end of what isn't listed, by section: a file of schedules alone says nothing of models."""
+    events: list[AnyEvent] = []
+    for name, state in fleet.models.items():
+        if "schedules" in configuration.sections and state.schedule is not None and name not in configuration.schedules:
+            events += clear_schedule(fleet, model=name, source=API)
+        if "models" in configuration.sections and state.spec is not None and name not in configuration.models:
+            events += remove(fleet, model=name)
+    return events
+
+
+def _breakers_closed_once(events: Iterable[AnyEvent]) -> Iterable[AnyEvent]:
+    """A model that is redefined and scheduled anew is declared satisfiable once."""
+    closed: set[str] = set()
+    for event in events:
+        if isinstance(event, ModelDeclaredSatisfiable):
+            if event.model in closed:
+                continue
+            closed.add(event.model)
+        yield event
+
+
+def _change(fleet: Fleet, event: AnyEvent) -> Change | None:
+    if not isinstance(event, ModelDefined | ModelRedefined | ModelRemoved | ModelScheduleSet | ModelScheduleCleared):
+        return None
+    name = ModelName(event.model)
+    state = fleet.models.get(name)
+    schedule = state.schedule.schedule if state is not None and state.schedule is not None else None
+    match event:
+        case ModelDefined():
+            return Change("model", name, "added", _differences(None, event.spec))
+        case ModelRedefined():
+            return Change("model", name, "changed", _differences(state.spec if state else None, event.spec))
+        case ModelRemoved():
+            return Change("model", name, "removed")
+        case ModelScheduleSet():
+            kind: ChangeKind = "added" if schedule is None else "changed"
+            return Change("schedule", name, kind, _differences(schedule, event.schedule))
+        case ModelScheduleCleared():
+            return Change("schedule", name, "removed")
+        case _:
+            assert_never(event)
+
+
+def _differences(before: ModelSpec | Schedule | None, after: ModelSpec | Schedule) -> tuple[FieldChange, ...]:
+    """The fields that differ; of what is new, those that aren't at their default and so are left out of its JSON."""
+    old = {} if before is None else msgspec.to_builtins(before, enc_hook=str)
+    new = msgspec.to_builtins(after, enc_hook=str)
+    return tuple(
+        FieldChange(field, old.get(field), new.get(field))
+        for field in dict.fromkeys([*old, *new])
+        if old.get(field) != new.get(field)
+    )
