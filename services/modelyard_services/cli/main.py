@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from modelyard_events.errors import InvalidValueError
-from modelyard_services.cli import access, configuration, history, models, nodes, processes, replicas
+from modelyard_services.cli import access, configuration, doctor, history, models, nodes, processes, replicas
 from modelyard_services.cli.session import (
     DEFAULT_API,
     EXIT_FAILED,
@@ -40,6 +40,7 @@ configuration.register(app)
 replicas.register(app)
 history.register(app)
 processes.register(app)
+doctor.register(app)
 
 
 @app.meta.default

@@ -13,7 +13,18 @@ from modelyard_services.cli.main import app
 from modelyard_services.policy.configuration import ModelBody, ScheduleBody
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "configuration.md"
-PROCESSES: Final = ("up", "demo", "worker", "api", "router", "gateway", "registrar", "reconciler", "projector")
+PROCESSES: Final = (
+    "up",
+    "demo",
+    "worker",
+    "api",
+    "router",
+    "gateway",
+    "registrar",
+    "reconciler",
+    "projector",
+    "doctor",
+)
 
 _INTRODUCTION: Final = """# Configuration
 
@@ -82,7 +93,7 @@ def _options(command: str) -> Iterator[tuple[str, str, str, str]]:
     shared = _told_by_common()
     for argument in app[command].assemble_argument_collection(parse_docstring=True):
         name = argument.names[0]
-        if name == "*" or not name.startswith("--"):
+        if not argument.parse or not name.startswith("--"):
             continue
         default = argument.field_info.default
         shown = "" if default is None else "required" if default is argument.field_info.empty else f"`{default}`"

@@ -60,6 +60,28 @@ def is_alive(life: Life) -> bool:
     return began(life.pid) == life.began
 
 
+def lives_in(directory: Path) -> list[Life]:
+    """The lives recorded there that go on; none if there is no such directory."""
+    found = (read_private(file, Life) for file in sorted(directory.glob("*.json")))
+    return [life for life in found if life is not None and is_alive(life)]
+
+
+def is_held(directory: Path) -> bool:
+    """Whether an owner of the records lives. An owner that starts in this very instant would be refused once."""
+    try:
+        lock = os.open(directory / "lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, so that two who look at once don't see each other.
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 class Lives:
     """The records of one state directory, held exclusively between `hold` and `release`."""
 

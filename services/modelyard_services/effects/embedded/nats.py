@@ -6,6 +6,7 @@ once per data directory, so whoever was given an address and a token can use the
 
 import asyncio
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -74,6 +75,15 @@ def embedded_nats(data_directory: Path, *, host: str = "127.0.0.1", port: int = 
         keys=kept.keys,
         store=store,
     )
+
+
+def control_url(data_directory: Path, url: str) -> str:
+    """`url` with the control role's password where it is the server of `data_directory`, else `url` as it is."""
+    kept = read_private(data_directory / "nats" / "credentials.json", _Kept)
+    endpoint = urlsplit(url)
+    if kept is None or endpoint.port != kept.port or endpoint.username is not None:
+        return url
+    return f"nats://control:{kept.keys.control_password}@{endpoint.netloc}"
 
 
 def _kept(directory: Path, *, host: str, port: int) -> _Kept:

@@ -29,6 +29,9 @@ RETRY_BASE_SECONDS: Final = 0.02
 RETRY_CAP_SECONDS: Final = 0.5
 """Between attempts: often enough to notice the new leader at once."""
 
+PEER_SILENT_NS: Final = 5_000_000_000
+"""Peers are heard each second."""
+
 NOT_FOUND: Final = 404
 UNAVAILABLE: Final = 503
 STREAM_NOT_FOUND: Final = 10059
@@ -53,11 +56,33 @@ class State(Struct, frozen=True):
     last_seq: int = 0
 
 
+class Peer(Struct, frozen=True):
+    """A server that follows the leader of a stream, which last heard of it `active` nanoseconds ago."""
+
+    name: str
+    current: bool = False
+    active: int = 0
+
+    @property
+    def away(self) -> bool:
+        """Whether it is silent. The server's own `offline` stays false for a peer that was killed (2.15)."""
+        return self.active > PEER_SILENT_NS
+
+
+class Cluster(Struct, frozen=True):
+    """Who keeps a stream; `replicas` are the peers beside the leader."""
+
+    leader: str = ""
+    replicas: tuple[Peer, ...] = ()
+
+
 class StreamInfo(Struct, frozen=True):
-    """What JetStream says about a stream."""
+    """What JetStream says about a stream; `ts` is the server's time as it answered, RFC 3339."""
 
     config: dict[str, object] = field(default_factory=dict)
     state: State = State()
+    cluster: Cluster = Cluster()
+    ts: str = ""
     error: ApiError | None = None
 
     @property
@@ -71,6 +96,17 @@ class StreamInfo(Struct, frozen=True):
     def replicas(self) -> int:
         found = self.config.get("num_replicas")
         return found if isinstance(found, int) else 1
+
+    @property
+    def ceiling(self) -> int:
+        """Bytes it may grow to; 0 without a limit."""
+        found = self.config.get("max_bytes")
+        return max(found, 0) if isinstance(found, int) else 0
+
+    @property
+    def told_ns(self) -> int | None:
+        """The server's time as it answered, in Unix nanoseconds; None from a server that doesn't say."""
+        return _nanoseconds(self.ts) if self.ts.endswith("Z") else None
 
 
 class _RawMessage(Struct, frozen=True):

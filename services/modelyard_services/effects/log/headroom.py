@@ -42,9 +42,7 @@ class Headroom:
         self._checked_at = now
         if (info := await self._api.glance()) is None:
             return
-        ceiling = info.config.get("max_bytes")
-        self._bytes = info.state.bytes
-        self._bytes_max = ceiling if isinstance(ceiling, int) else 0
+        self._bytes, self._bytes_max = info.state.bytes, info.ceiling
 
     def has_room_for(self, size: int) -> bool:
         """Whether a decision that is no fact and no end may still be appended."""

@@ -90,8 +90,7 @@ def verify_log(info: StreamInfo) -> str:
     _verify(LOG_STREAM, info, _LOG_NEEDS)
     if info.log_id is None:
         raise LogMisconfigured(f"stream {LOG_STREAM} has no {LOG_ID_KEY} in its metadata: it isn't a log of modelyard")
-    ceiling = info.config.get("max_bytes")
-    if not isinstance(ceiling, int) or ceiling <= 0:
+    if not info.ceiling:
         raise LogMisconfigured(f"stream {LOG_STREAM} has no ceiling (max_bytes): it would fill the disk")
     return info.log_id
 
