@@ -4,7 +4,7 @@ Invariant: all terms must hold; an empty selector means every backend node; text
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, assert_never
 
 import msgspec
@@ -70,12 +70,16 @@ def parse_selector(given: str | Mapping[str, str] | None, *, field: str = "node_
         return ()
     if isinstance(given, str):
         terms = tuple(_parse_terms(given, field=field))
+        if given and not terms:
+            raise _unreadable(field, given)
     else:
         terms = tuple(
             Equals(label_key(key, field=field), label_value(str(value), field=field)) for key, value in given.items()
         )
     if len(terms) > TERMS_MAX:
         raise InvalidValueError(field, given, f"has {len(terms)} terms; at most {TERMS_MAX} are judged")
+    if (opposed := contradiction(terms)) is not None:
+        raise InvalidValueError(field, given, f"holds on no node, whatever its labels: {format_selector(opposed)}")
     return terms
 
 
@@ -87,6 +91,36 @@ def format_selector(selector: Selector) -> str:
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
     """Whether every term holds for effective `labels`."""
     return all(_holds(term, labels) for term in selector)
+
+
+def contradiction(selector: Selector) -> Selector | None:
+    """The terms about one key that no label can fulfil together; None where some labels fulfil all."""
+    by_key: dict[str, list[Term]] = {}
+    for term in selector:
+        by_key.setdefault(term.key, []).append(term)
+    return next((tuple(terms) for terms in by_key.values() if not _possible(terms)), None)
+
+
+def _possible(terms: Sequence[Term]) -> bool:
+    """Whether a label could be absent, or have one of the values that are named, or one that isn't."""
+    key = terms[0].key
+    named = {value for term in terms for value in _values(term)}
+    # Longer than all that are named, so it is none of them.
+    other = max(named, key=len, default="") + "x"
+    candidates = [{}, *({str(key): value} for value in (*named, other))]
+    return any(matches(tuple(terms), labels) for labels in candidates)
+
+
+def _values(term: Term) -> tuple[str, ...]:
+    match term:
+        case Equals(_, value) | NotEquals(_, value):
+            return (value,)
+        case In(_, values) | NotIn(_, values):
+            return values
+        case Exists() | Absent():
+            return ()
+        case _:
+            assert_never(term)
 
 
 def _holds(term: Term, labels: Mapping[str, str]) -> bool:
@@ -153,6 +187,8 @@ def _term(match: re.Match[str], *, field: str, text: str) -> Term:
         value = label_value(match["value"].strip(), field=field)
         return NotEquals(key, value) if match["sign"] == "!=" else Equals(key, value)
     if match["set"]:
+        if not match["values"].strip():
+            raise InvalidValueError(field, text, f"names no value in {match['set']} ()")
         values = tuple(label_value(value.strip(), field=field) for value in match["values"].split(","))
         return In(key, values) if match["set"] == "in" else NotIn(key, values)
     return Exists(key)

@@ -9,7 +9,7 @@ import msgspec
 from litestar import Request, get
 
 from modelyard_services.api.problems import PROBLEM_JSON, Problem
-from modelyard_services.policy.configuration import ModelBody, ScheduleBody
+from modelyard_services.policy.entries import ModelBody, ScheduleBody
 
 REF: Final = "#/components/schemas/{name}"
 

@@ -21,11 +21,16 @@ DOCUMENT_BYTES_MAX: Final = 4 * 1024 * 1024
 PARTS_MAX: Final = 200_000
 """Values in one document, repeated ones counted each time: a few lines of YAML aliases stand for billions."""
 
-Lines = dict[tuple[str | int, ...], int]
+DEPTH_MAX: Final = 32
+"""Levels in one document; an entry has four, and an alias may hold itself."""
+
+PartPath = tuple[str | int, ...]
+Parsed = tuple[Any, str, ScheduleSource, dict[PartPath, int], tuple[PartPath, ...]]
+"""Value, name, source, the line of each part, and the keys that are written twice."""
 
 
-def read_file(path: Path, *, source: ScheduleSource) -> tuple[Any, str, ScheduleSource, Lines]:
-    """Value, name, source and lines of a YAML or JSON file.
+def read_file(path: Path, *, source: ScheduleSource) -> Parsed:
+    """A YAML or JSON file.
 
     Raises:
         InvalidEntriesError: it can't be read or parsed.
@@ -39,7 +44,7 @@ def read_file(path: Path, *, source: ScheduleSource) -> tuple[Any, str, Schedule
     return parse_text(text, name=str(path), source=source)
 
 
-def read_environment(environment: Mapping[str, str]) -> list[tuple[Any, str, ScheduleSource, Lines]]:
+def read_environment(environment: Mapping[str, str]) -> list[Parsed]:
     """The documents that the environment names, in the order in which they win: inline first, then the file."""
     found = []
     if inline := environment.get(INLINE_VARIABLE):
@@ -49,39 +54,61 @@ def read_environment(environment: Mapping[str, str]) -> list[tuple[Any, str, Sch
     return found
 
 
-def parse_text(text: str, *, name: str, source: ScheduleSource) -> tuple[Any, str, ScheduleSource, Lines]:
-    """Value, name, source and lines of YAML or JSON text.
+def parse_text(text: str, *, name: str, source: ScheduleSource) -> Parsed:
+    """YAML or JSON text.
 
     Raises:
         InvalidEntriesError: it can't be parsed.
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: Lines = {}
+        parts = _Parts(name)
         if node is not None:
-            _note_lines(node, (), lines)
-            if len(lines) > PARTS_MAX:
-                raise _unreadable(name, None, f"has over {PARTS_MAX} values, aliases counted each time")
-        return yaml.safe_load(text), name, source, lines
+            parts.note(node, ())
+        return yaml.safe_load(text), name, source, parts.lines, tuple(parts.doubled)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise _unreadable(name, mark.line + 1 if mark else None, error.problem or "can't be parsed") from error
     except yaml.YAMLError as error:
         raise _unreadable(name, None, str(error)) from error
+    except RecursionError as error:
+        raise _unreadable(name, None, f"is nested deeper than {DEPTH_MAX} levels") from error
 
 
-def _note_lines(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> None:
-    if len(lines) > PARTS_MAX:
-        return
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
+class _Parts:
+    """Where each part of a document stands. What it refuses would not fit into memory, or has no name."""
+
+    def __init__(self, document: str) -> None:
+        self.lines: dict[PartPath, int] = {}
+        self.doubled: list[PartPath] = []
+        self._document = document
+
+    def note(self, node: yaml.Node, path: PartPath) -> None:
+        line = node.start_mark.line + 1
+        if len(self.lines) > PARTS_MAX:
+            raise _unreadable(self._document, line, f"has over {PARTS_MAX} values, aliases counted each time")
+        if len(path) > DEPTH_MAX:
+            raise _unreadable(self._document, line, f"is nested deeper than {DEPTH_MAX} levels")
+        self.lines.setdefault(path, line)
+        if isinstance(node, yaml.MappingNode):
+            self._note_mapping(node, path)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                self.note(value, (*path, index))
+
+    def _note_mapping(self, node: yaml.MappingNode, path: PartPath) -> None:
+        own: set[str] = set()
         for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise _unreadable(self._document, line, "has a key that is no text")
             inner = (*path, key.value)
-            lines[inner] = key.start_mark.line + 1
-            _note_lines(value, inner, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _note_lines(value, (*path, index), lines)
+            self.lines[inner] = line
+            # The parser would let the last one win, and nobody would know.
+            if key.value in own and inner not in self.doubled:
+                self.doubled.append(inner)
+            own.add(key.value)
+            self.note(value, inner)
 
 
 def _unreadable(name: str, line: int | None, problem: str) -> InvalidEntriesError:

@@ -5,7 +5,7 @@ Invariant: every fault is found and told together, with file, line and field; of
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Final, Literal, get_type_hints
+from typing import Any, Final, get_type_hints
 
 import msgspec
 
@@ -16,17 +16,14 @@ from modelyard_events.selectors import parse_selector
 from modelyard_events.sizes import parse_size
 from modelyard_events.spec import (
     Autoscale,
-    Health,
     ModelSpec,
-    Positive,
     Schedule,
     ScheduleMode,
     ScheduleSource,
-    Seconds,
-    SecretRef,
     SpreadAll,
 )
 from modelyard_services.errors import InvalidEntriesError
+from modelyard_services.policy.entries import REPLICAS_MAX, ModelBody, ScheduleBody, unusable
 
 Path = tuple[str | int, ...]
 Lines = Mapping[Path, int]
@@ -35,49 +32,17 @@ FAULTS_MAX: Final = 100
 """Faults told of one document; a file with more has one cause."""
 
 
-class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as it is written. Sizes are bytes or text (`512MiB`); what is left out has the spec's default."""
-
-    command: list[str]
-    environment: dict[str, str | SecretRef] | None = None
-    working_directory: str | None = None
-    health: Health | None = None
-    files: list[str] | None = None
-    devices: list[str] | None = None
-    ready_timeout_seconds: Seconds | None = None
-    stop_grace_seconds: Seconds | None = None
-    vram: int | str | None = None
-    file_size: int | str | None = None
-    disk: int | str | None = None
-    concurrency_groups: list[str] | None = None
-    pinned: bool | None = None
-    max_concurrency: Positive | None = None
-
-
-class ScheduleBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A schedule as it is written: `replicas: all`, or a floor and a ceiling, plus options (rules S1, S2)."""
-
-    node_selector: str | dict[str, str] | None = None
-    replicas: str | bool | int | float | None = None
-    spread_all: bool | None = None
-    min_replicas: int | None = None
-    max_replicas: int | None = None
-    placement: Literal["spread", "binpack"] | None = None
-    max_per_node: Positive | None = None
-    gpus: Positive | None = None
-    idle_timeout_seconds: Seconds | None = None
-    target_in_flight: float | None = None
-    rollout: Literal["surge", "replace"] | None = None
-    affinity: Literal["none", "session", "prefix"] | None = None
-
-
 class Document(msgspec.Struct, frozen=True):
-    """A parsed document and where its parts stood. `lines` maps paths to 1-based lines; empty for JSON bodies."""
+    """A parsed document and where its parts stood; both are empty for JSON bodies.
+
+    `lines` maps paths to 1-based lines; `doubled` are the keys that are written twice in one place.
+    """
 
     value: Any
     name: str
     source: ScheduleSource
     lines: dict[Path, int] = {}
+    doubled: tuple[Path, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -179,6 +144,8 @@ class _Reader:
 
     def read(self, document: Document) -> None:
         value = document.value
+        for path in document.doubled:
+            self._fault(document, path, str(path[-1]), None, "is written twice; one of them would be lost")
         if value is None:
             return
         if isinstance(value, list):
@@ -202,6 +169,9 @@ class _Reader:
         for size in ("vram", "file_size", "disk"):
             if fields.get(size) is not None:
                 fields[size] = self._checked(document, (*path, size), size, fields[size], parse_size)
+        for variable in fields.get("environment") or ():
+            if not variable or "=" in variable:
+                self._fault(document, (*path, "environment"), "environment", variable, "is no variable's name")
         if len(self.faults) > before:
             return None
         spec: ModelSpec | None = self._built(document, path, lambda: msgspec.convert(fields, ModelSpec))
@@ -216,10 +186,12 @@ class _Reader:
         if len(self.faults) > before:
             return None
         options = {key: value for key, value in fields.items() if key not in _MODE_FIELDS}
-        built: Schedule | None = self._built(
-            document, path, lambda: Schedule(mode=mode or Autoscale(), node_selector=terms, **options)
+        built = Schedule(mode=mode or Autoscale(), node_selector=terms, **options)
+        # Held against its own type once more: what the log would not read again must not be written.
+        checked: Schedule | None = self._built(
+            document, path, lambda: msgspec.json.decode(msgspec.json.encode(built), type=Schedule)
         )
-        return built
+        return checked
 
     def _entries(
         self, entries: Any, path: Path, document: Document, read_entry: Callable[[Any, Path, Document], None]
@@ -284,9 +256,14 @@ class _Reader:
         for field, value in (("min_replicas", minimum), ("max_replicas", maximum)):
             if value < 0:
                 self._fault(document, (*path, field), field, value, "is negative")
+            elif value > REPLICAS_MAX:
+                self._fault(document, (*path, field), field, value, f"is above {REPLICAS_MAX}")
+        field = "spread_all" if fields.get("spread_all") else "replicas"
         if everywhere and (minimum or maximum):
             problem = "excludes min_replicas and max_replicas: one replica on every node, or a range"
-            self._fault(document, path, "replicas", "all", problem)
+            self._fault(document, (*path, field), field, fields[field], problem)
+        elif everywhere and fields.get("spread_all") is False:
+            self._fault(document, (*path, "spread_all"), "spread_all", False, "contradicts replicas: all")
         elif 0 < maximum < minimum:
             problem = f"is above max_replicas ({maximum}); 0 there means no limit"
             self._fault(document, (*path, "min_replicas"), "min_replicas", minimum, problem)
@@ -307,12 +284,16 @@ class _Reader:
     def _convert(
         self, fields: dict[str, Any], field: str, value: Any, hint: Any, *, document: Document, path: Path
     ) -> None:
+        if (problem := unusable(value)) is not None:
+            self._fault(document, path, field, None, problem)
+            return
         try:
             fields[field] = msgspec.convert(value, hint)
         except msgspec.ValidationError as error:
-            self._fault(document, path, field, value, _plain(error))
-        except InvalidValueError as error:
-            self._fault(document, path, error.field, error.value, error.problem)
+            judged = error.__cause__
+            # What a type says of itself is told in its own words; the converter would wrap them.
+            problem = judged.problem if isinstance(judged, InvalidValueError) else _plain(error)
+            self._fault(document, path, field, value, problem)
 
     def _checked(self, document: Document, path: Path, field: str, value: Any, check: Any) -> Any:
         try:
@@ -324,10 +305,12 @@ class _Reader:
     def _built(self, document: Document, path: Path, build: Callable[[], Any]) -> Any:
         try:
             return build()
-        except InvalidValueError as error:
-            self._fault(document, (*path, error.field), error.field, error.value, error.problem)
         except msgspec.ValidationError as error:
-            self._fault(document, path, "entry", None, _plain(error))
+            judged = error.__cause__
+            if isinstance(judged, InvalidValueError):
+                self._fault(document, (*path, judged.field), judged.field, judged.value, judged.problem)
+            else:
+                self._fault(document, path, "entry", None, _plain(error))
         return None
 
     def _unknown(self, document: Document, path: Path, field: str, known: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from modelyard_services.cli.main import app
-from modelyard_services.policy.configuration import ModelBody, ScheduleBody
+from modelyard_services.policy.entries import ModelBody, ScheduleBody
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "configuration.md"
 PROCESSES: Final = (

@@ -1,5 +1,7 @@
 """What people may write: sizes, names, selectors (rules N5, N7, N12, W2)."""
 
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,20 @@ from hypothesis import strategies as st
 from modelyard_events.errors import InvalidValueError
 from modelyard_events.ids import LabelKey
 from modelyard_events.names import label_value, model_name, node_name, operator_label_key
-from modelyard_events.selectors import Equals, In, NotIn, Selector, Term, format_selector, matches, parse_selector
+from modelyard_events.selectors import (
+    Absent,
+    Equals,
+    Exists,
+    In,
+    NotEquals,
+    NotIn,
+    Selector,
+    Term,
+    contradiction,
+    format_selector,
+    matches,
+    parse_selector,
+)
 from modelyard_events.sizes import (
     Bytes,
     Fraction,
@@ -158,7 +173,25 @@ def test_a_plain_map_is_equality_on_each_key() -> None:
     assert parse_selector({"tier": "gpu"}) == (Equals(LabelKey("tier"), "gpu"),)
 
 
-@pytest.mark.parametrize("text", ["a=b,", "a b", "in (a)", "=", ",", "a in b", "!a=b", "a=b c", "a in (", "a,,b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a=b,",
+        "a b",
+        "in (a)",
+        "=",
+        ",",
+        "a in b",
+        "!a=b",
+        "a=b c",
+        "a in (",
+        "a,,b",
+        "  ",
+        "\n",
+        "a in ()",
+        "a notin ( )",
+    ],
+)
 def test_a_selector_that_parses_to_nothing_is_refused(text: str) -> None:
     """N7: it is never read as "any node"."""
     with pytest.raises(InvalidValueError) as refused:
@@ -182,6 +215,37 @@ def _selectors(draw: st.DrawFn) -> Selector:
     return tuple(terms)
 
 
-@given(_selectors())
+@given(_selectors().filter(lambda selector: contradiction(selector) is None))
 def test_a_selector_is_read_back_from_its_own_text(selector: Selector) -> None:
     assert parse_selector(format_selector(selector)) == selector
+
+
+@pytest.mark.parametrize(
+    "text", ["a=1, a=2", "a, !a", "a=1, !a", "a=1, a!=1", "a in (1,2), a notin (2,1)", "b, a in (1), a=2"]
+)
+def test_a_selector_that_no_labels_fulfil_is_refused(text: str) -> None:
+    """N7: a node that matches will never come."""
+    with pytest.raises(InvalidValueError, match="holds on no node"):
+        parse_selector(text)
+
+
+_FEW = st.sampled_from("abc")
+_TERMS = st.one_of(
+    st.builds(Equals, _FEW.map(LabelKey), _FEW),
+    st.builds(NotEquals, _FEW.map(LabelKey), _FEW),
+    st.builds(In, _FEW.map(LabelKey), st.lists(_FEW, min_size=1, max_size=3).map(tuple)),
+    st.builds(NotIn, _FEW.map(LabelKey), st.lists(_FEW, min_size=1, max_size=3).map(tuple)),
+    st.builds(Exists, _FEW.map(LabelKey)),
+    st.builds(Absent, _FEW.map(LabelKey)),
+)
+
+
+@given(st.lists(_TERMS, max_size=5).map(tuple))
+def test_a_contradiction_is_what_no_labels_fulfil_and_nothing_else(selector: Selector) -> None:
+    """N7: held against every labelling of three keys with three values, one that is never named, or none."""
+    values = (None, "a", "b", "c", "other")
+    labellings = [
+        {key: value for key, value in zip("abc", chosen, strict=True) if value is not None}
+        for chosen in product(values, repeat=3)
+    ]
+    assert (contradiction(selector) is None) is any(matches(selector, labels) for labels in labellings)
