@@ -32,6 +32,7 @@ from modelyard_services.effects.bus import MemoryBus
 from modelyard_services.effects.health import Healthy, Outcome
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.effects.runtime import in_memory
+from modelyard_services.effects.tracing import Traced, tracing
 from modelyard_services.effects.upstream import Pool
 from modelyard_services.gateway.app import Gateway
 from modelyard_services.router.probes import Prober
@@ -82,6 +83,13 @@ async def gateway(port: int, upstream: int) -> None:
         async with Router(runtime, prober=Prober(asked=healthy)) as router, Pool() as pool:
             await router.wait_ready(timeout_seconds=5)
             await _uvicorn(Gateway(router, pool), port)
+
+
+async def traced_gateway(port: int, upstream: int) -> None:
+    """The same, with every request's spans exported by OTLP; the backend takes them as it takes anything."""
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{upstream}"
+    with tracing(Traced("gateway")):
+        await gateway(port, upstream)
 
 
 def _moved(event: AnyEvent, upstream: int) -> AnyEvent:
@@ -218,6 +226,7 @@ PROXIES: Final[dict[str, Main]] = {
     "bare aiohttp proxy": aiohttp_proxy,
     "bare uvicorn + aiohttp client": library_proxy,
     "modelyard gateway": gateway,
+    "modelyard gateway, traced": traced_gateway,
 }
 
 

@@ -65,6 +65,7 @@ def _touched(fleet: FleetState, replica: ReplicaId, recorded: Recorded) -> Repli
     state = fleet.replicas[replica]
     state.sequence = recorded.sequence
     state.cause, state.correlation = recorded.event_id, recorded.envelope.correlation
+    state.trace = recorded.envelope.trace
     fleet.touch("replica", replica)
     return state
 
@@ -86,6 +87,7 @@ def _place(fleet: FleetState, event: ReplicaPlaced, recorded: Recorded) -> None:
         sequence=recorded.sequence,
         cause=recorded.event_id,
         correlation=recorded.envelope.correlation,
+        trace=recorded.envelope.trace,
         gpus=event.gpus,
         groups=event.groups,
         pinned=event.pinned,

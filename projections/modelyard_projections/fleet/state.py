@@ -209,7 +209,7 @@ class ReplicaState(msgspec.Struct):
     """A living replica; ended ones leave the fleet and stay in history.
 
     `cause` is the event that brought it where it is, `correlation` the story of that event: what happens to it next
-    happened because of it (rule H1).
+    happened because of it (rule H1). `trace` is the W3C trace of that event, if it has one.
     """
 
     id: ReplicaId
@@ -235,6 +235,7 @@ class ReplicaState(msgspec.Struct):
     accept_seconds: float = 120.0
     load_seconds: float = 300.0
     loaded_ns: int | None = None
+    trace: str | None = None
 
     @property
     def process(self) -> Process | None:

@@ -28,6 +28,7 @@ from modelyard_services.api.queries import Queries
 from modelyard_services.api.raw_path import DecodePathValues, route_on_raw_path
 from modelyard_services.api.routes import Routes
 from modelyard_services.api.service import Service
+from modelyard_services.api.traces import Traces
 
 CONTROLLERS = (
     Queries,
@@ -54,7 +55,7 @@ def build_app(
     api = Router(
         path="/api/v1",
         route_handlers=[*CONTROLLERS, *handlers],
-        middleware=[Identify(), Freshness()],
+        middleware=[Traces(), Identify(), Freshness()],
     )
     app = Litestar(
         route_handlers=[api, healthz, _guarded(service, readyz), _guarded(service, metrics)],

@@ -11,7 +11,7 @@ from litestar.params import FromPath, JSONBody
 
 from modelyard_events.envelope import instant
 from modelyard_services.api.access import requires
-from modelyard_services.api.service import ApiRequest, Service, service_of
+from modelyard_services.api.service import ApiRequest, Service, service_of, trace_of
 from modelyard_services.errors import InvalidRequestError, NotFoundError, UnavailableError
 from modelyard_services.router.leases import LEASE_SECONDS, Lease
 from modelyard_services.router.loading import Caller
@@ -55,7 +55,7 @@ class Routes(Controller):
         if not 0 <= data.wait_seconds <= WAIT_SECONDS:
             problem = f"wait_seconds is 0 to {WAIT_SECONDS:.0f}"
             raise InvalidRequestError(problem, field="wait_seconds", value=data.wait_seconds)
-        caller = Caller(actor=request.auth.actor, trace=request.headers.get("traceparent"))
+        caller = Caller(actor=request.auth.actor, trace=trace_of(request))
         ask = Ask(wait_seconds=data.wait_seconds, lease_seconds=LEASE_SECONDS, caller=caller)
         return _view(await _router(service_of(request)).route(data.model, ask))
 

@@ -15,6 +15,7 @@ from litestar.datastructures import State
 from modelyard_events.envelope import AnyEvent, Envelope
 from modelyard_events.ids import ModelName, NodeName
 from modelyard_projections.fleet import Fleet, ModelState, NodeState
+from modelyard_services.api.traces import TRACE_KEY
 from modelyard_services.effects.database import Database
 from modelyard_services.effects.journal import Committed
 from modelyard_services.effects.runtime import Runtime
@@ -121,7 +122,7 @@ class Service(msgspec.Struct, frozen=True):
         return self.runtime.envelope(
             request.auth.actor,
             command=command or self.command_id(request),
-            trace=request.headers.get("traceparent"),
+            trace=trace_of(request),
             request_digest=hashlib.sha256(body).hexdigest() if keyed else None,
         )
 
@@ -137,6 +138,12 @@ class CommandView(msgspec.Struct, frozen=True):
 def answer(committed: Committed, *warnings: str) -> CommandView:
     """The plain answer to a committed command."""
     return CommandView(committed.sequence, bool(committed.events) or committed.repeated, warnings)
+
+
+def trace_of(request: ApiRequest) -> str | None:
+    """The traceparent that what this request causes bears."""
+    trace: str | None = request.scope["state"].get(TRACE_KEY)
+    return trace
 
 
 def service_of(request: ApiRequest) -> Service:

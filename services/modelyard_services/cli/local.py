@@ -197,6 +197,7 @@ def worker(  # noqa: PLR0913 - one option per setting
         What to log on stderr.
     """
     from modelyard_services.effects.process import run_process
+    from modelyard_services.effects.tracing import Traced
     from modelyard_services.worker.agent.main import serve
     from modelyard_services.worker.agent.settings import WorkerSettings
 
@@ -222,7 +223,8 @@ def worker(  # noqa: PLR0913 - one option per setting
         allow_commands=tuple(allow_command or ()),
         at_end=at_end,
     )
-    run_process(lambda stop: serve(settings, stop), log_level=log_level)
+    traced = Traced("worker", node=settings.name)
+    run_process(lambda stop: serve(settings, stop), log_level=log_level, traced=traced)
 
 
 def local_environment() -> dict[str, str]:

@@ -63,11 +63,12 @@ class Common:
         """The settings of one process."""
         return ProcessSettings(name, self.nats, status_port=self.status_port)
 
-    def run(self, serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-        """Run a process until it is told to stop."""
+    def run(self, name: str, serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+        """Run the process `name` until it is told to stop."""
         from modelyard_services.effects.process import run_process
+        from modelyard_services.effects.tracing import Traced
 
-        run_process(serve, log_level=self.log_level)
+        run_process(serve, log_level=self.log_level, traced=Traced(name))
 
 
 def register(app: App) -> None:
@@ -109,7 +110,7 @@ def api(
         database_url=database_url,
         open_on_loopback=is_loopback(host),
     )
-    common.run(lambda stop: serve(settings, stop, joined=partial(joined, settings)))
+    common.run("api", lambda stop: serve(settings, stop, joined=partial(joined, settings)))
 
 
 def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, common: Common) -> None:
@@ -126,7 +127,7 @@ def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, common: Common) ->
     from modelyard_services.router.settings import RouterProcessSettings
 
     settings = RouterProcessSettings(common.process("router"), grpc_host=host, grpc_port=grpc_port)
-    common.run(lambda stop: serve(settings, stop))
+    common.run("router", lambda stop: serve(settings, stop))
 
 
 def gateway(*, host: str = "127.0.0.1", port: int = 8080, common: Common) -> None:
@@ -143,7 +144,7 @@ def gateway(*, host: str = "127.0.0.1", port: int = 8080, common: Common) -> Non
     from modelyard_services.gateway.settings import GatewaySettings
 
     settings = GatewaySettings(common.process("gateway"), host=host, port=port)
-    common.run(lambda stop: serve(settings, stop))
+    common.run("gateway", lambda stop: serve(settings, stop))
 
 
 def registrar(
@@ -169,7 +170,7 @@ def registrar(
 
     callout = CalloutSettings(nats_callout_url, nats_issuer_seed) if nats_callout_url and nats_issuer_seed else None
     settings = RegistrarSettings(common.process("registrar"), auto_approve=auto_approve, callout=callout)
-    common.run(lambda stop: serve(settings, stop))
+    common.run("registrar", lambda stop: serve(settings, stop))
 
 
 def reconciler(
@@ -187,7 +188,8 @@ def reconciler(
     from modelyard_services.reconciler.main import serve
 
     files = tuple(str(file) for file in config or ())
-    common.run(lambda stop: serve(ReconcilerSettings(common.process("reconciler"), config_files=files), stop))
+    settings = ReconcilerSettings(common.process("reconciler"), config_files=files)
+    common.run("reconciler", lambda stop: serve(settings, stop))
 
 
 def projector(*, database_url: str, nats_copier_url: str | None = None, common: Common) -> None:
@@ -202,8 +204,5 @@ def projector(*, database_url: str, nats_copier_url: str | None = None, common: 
     """
     from modelyard_services.projector.main import serve
 
-    common.run(
-        lambda stop: serve(
-            ProjectorSettings(common.process("projector"), database_url, copier_url=nats_copier_url), stop
-        )
-    )
+    settings = ProjectorSettings(common.process("projector"), database_url, copier_url=nats_copier_url)
+    common.run("projector", lambda stop: serve(settings, stop))

@@ -12,6 +12,7 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from modelyard_events.subjects import TELEMETRY_STREAM, TELEMETRY_SUBJECTS
+from modelyard_services.effects.tracing import traceparent
 from modelyard_services.errors import UnavailableError
 
 Hear = Callable[[str, bytes], None]
@@ -25,6 +26,7 @@ ANSWERS_MAX = 10_000
 """Answers to one question that may wait for us; a log follower that reads slower than that loses lines, not memory."""
 
 NO_RESPONDERS = "503"
+TRACE_HEADER = "traceparent"
 
 
 class Bus(Protocol):
@@ -76,7 +78,9 @@ class NatsBus:
 
     async def ask(self, subject: str, body: bytes, *, timeout_seconds: float) -> bytes | None:
         try:
-            reply = await self.client.request(subject, body, timeout=timeout_seconds)
+            trace = traceparent()
+            headers = {TRACE_HEADER: trace} if trace else None
+            reply = await self.client.request(subject, body, timeout=timeout_seconds, headers=headers)
         except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
             return None
         except nats.errors.Error as error:

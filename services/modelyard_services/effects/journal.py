@@ -11,12 +11,13 @@ from typing import Final
 import msgspec
 import structlog
 
-from modelyard_events.codec import encode, subject_of
+from modelyard_events.codec import encode, subject_of, tag_of
 from modelyard_events.envelope import AnyEvent, Envelope
 from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.clock import backoff_seconds
 from modelyard_services.effects.feed import Feed
 from modelyard_services.effects.log.contract import EventIdReused, Log, LogFull, LogUnavailable, Message, SequenceMoved
+from modelyard_services.effects.tracing import Span, span
 from modelyard_services.errors import ContendedError, IdempotencyError, NotYetError, UnavailableError
 
 ATTEMPTS_MAX: Final = 16
@@ -53,6 +54,15 @@ def as_one_story(_fleet: Fleet, _event: AnyEvent, envelope: Envelope) -> Envelop
     return envelope
 
 
+class _Command(msgspec.Struct, frozen=True):
+    """What is asked for, as `commit` takes it."""
+
+    envelope: Envelope
+    decide: Decide
+    essential: bool
+    attribute: Attribute
+
+
 class Journal:
     """The decide-and-append loop over one log and one warm fold."""
 
@@ -82,25 +92,36 @@ class Journal:
             ContendedError: `ATTEMPTS_MAX` guards failed in a row; nothing was appended.
             UnavailableError: the log is away.
         """
+        with span("commit", parent=envelope.trace) as work:
+            told = envelope if envelope.trace else msgspec.structs.replace(envelope, trace=work.traceparent)
+            return await self._commit(_Command(told, decide, essential, attribute), work)
+
+    async def _commit(self, command: _Command, work: Span) -> Committed:
+        envelope = command.envelope
         for attempt in range(ATTEMPTS_MAX):
             recorded = self._recorded(envelope)
             if recorded is not None:
+                work.note(repeated=True, sequence=recorded.sequence)
                 return recorded
-            events = tuple(decide(self.fleet))
+            events = tuple(command.decide(self.fleet))
             if not events:
                 return Committed(self.fleet.sequence, ())
             try:
-                messages = self._messages(events, envelope, attribute)
-                sequences = await self._attached().append(messages, essential=essential)
+                messages = self._messages(events, command, work)
+                sequences = await self._attached().append(messages, essential=command.essential)
             except SequenceMoved as moved:
+                work.event("conflict", attempt=attempt, sequence=moved.sequence)
                 await self._catch_up(moved.sequence, attempt)
                 continue
             except EventIdReused:
                 # An earlier try of this very command landed; its record arrives with the feed.
+                work.event("repeated", attempt=attempt)
                 await self._catch_up(None, attempt)
                 continue
             except (LogUnavailable, LogFull) as away:
                 raise UnavailableError(away.detail, retry_after_seconds=2) from away
+            work.event("appended", sequence=sequences[-1])
+            work.note(events=len(events), sequence=sequences[-1], first=tag_of(events[0]))
             await self._fold_own(sequences[-1])
             return Committed(sequences[-1], events)
         raise ContendedError(
@@ -139,15 +160,18 @@ class Journal:
             raise UnavailableError("the log is away; nothing was done", retry_after_seconds=2)
         return self._log
 
-    def _messages(self, events: Sequence[AnyEvent], envelope: Envelope, attribute: Attribute) -> list[Message]:
+    def _messages(self, events: Sequence[AnyEvent], command: _Command, work: Span) -> list[Message]:
+        envelopes = [command.attribute(self.fleet, event, command.envelope) for event in events]
+        if work.recorded:
+            work.link(envelope.trace for envelope in envelopes)
         return [
             Message(
                 subject=subject_of(event),
                 event_id=envelope.event_id(position),
-                body=encode(event, attribute(self.fleet, event, envelope)),
+                body=encode(event, envelope),
                 expected=self.fleet.guard_of(event),
             )
-            for position, event in enumerate(events)
+            for position, (event, envelope) in enumerate(zip(events, envelopes, strict=True))
         ]
 
     async def _catch_up(self, sequence: int | None, attempt: int) -> None:

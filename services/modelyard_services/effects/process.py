@@ -14,15 +14,18 @@ from typing import Any, Final
 import structlog
 import uvloop
 
+from modelyard_services.effects.tracing import Traced, tracing
+
 LOG_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 Serve = Callable[[asyncio.Event], Awaitable[None]]
 
 
-def run_process(serve: Serve, *, log_level: str = "info") -> None:
-    """Run `serve(stop)` until it returns; `stop` is set by SIGTERM and SIGINT."""
+def run_process(serve: Serve, *, log_level: str = "info", traced: Traced | None = None) -> None:
+    """Run `serve(stop)` until it returns; `stop` is set by SIGTERM and SIGINT. `traced` says whose spans it makes."""
     configure_logs(log_level)
-    uvloop.run(_until_stopped(serve))
+    with tracing(traced) if traced is not None else contextlib.nullcontext():
+        uvloop.run(_until_stopped(serve))
 
 
 def configure_logs(level: str) -> None:

@@ -15,10 +15,10 @@ from urllib.parse import quote, unquote
 
 import msgspec
 import structlog
-from opentelemetry.trace import Tracer
 
 from modelyard_events.envelope import Actor
 from modelyard_events.ids import ModelName, ReplicaId
+from modelyard_services.effects.tracing import Kind, Span, request_span, span
 from modelyard_services.effects.upstream import Connection, Pool, UpstreamError
 from modelyard_services.errors import (
     ModelUnknownError,
@@ -40,7 +40,6 @@ from modelyard_services.gateway.request import (
     model_of,
     read_body,
 )
-from modelyard_services.gateway.trace import Trace
 from modelyard_services.gateway.watch import Watch
 from modelyard_services.router.leases import Lease
 from modelyard_services.router.loading import Caller
@@ -67,12 +66,19 @@ class Answer(msgspec.Struct, frozen=True):
     replica_ns: int
 
 
+class Request(msgspec.Struct, frozen=True):
+    """A request as ASGI gives it."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+
+
 class Arrival(msgspec.Struct, frozen=True):
-    """A request as it came: when, from whom, in which trace."""
+    """A request as it came: when, and in whose name and trace what it causes is done."""
 
     at_ns: int
-    actor: Actor
-    trace: Trace
+    caller: Caller
 
 
 class Gateway:
@@ -84,13 +90,11 @@ class Gateway:
         pool: Pool,
         *,
         authenticate: Authenticate | None = None,
-        tracer: Tracer | None = None,
         wait_seconds: float = WAIT_SECONDS,
     ) -> None:
         self._router = router
         self._pool = pool
         self._authenticate = authenticate
-        self._tracer = tracer
         self._wait_seconds = wait_seconds
         self._clock = router.runtime.clock
 
@@ -99,17 +103,21 @@ class Gateway:
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway serves HTTP, not {scope['type']}")
         at_ns = self._clock.monotonic_ns()
-        trace = Trace(_header(scope, b"traceparent"), name=f"{scope['method']} {scope['path']}", tracer=self._tracer)
+        with request_span(_name(scope), _header(scope, b"traceparent")) as work:
+            await self._serve(Request(scope, receive, send), at_ns, work)
+
+    async def _serve(self, request: Request, at_ns: int, work: Span) -> None:
+        scope, receive, send = request.scope, request.receive, request.send
         metrics.begun()
         model, outcome = metrics.UNKNOWN_MODEL, metrics.BROKEN
         try:
             self._router.runtime.require_caught_up()
-            arrival = Arrival(at_ns, self._actor(scope), trace)
+            arrival = Arrival(at_ns, Caller(self._actor(scope), work.traceparent))
             if scope["method"] == "POST" and scope["path"] in FORWARDED:
                 body = await read_body(receive)
                 asked = model_of(body)
                 model = asked if ModelName(asked) in self._router.runtime.fleet.models else model
-                outgoing = Outgoing(scope, body, traceparent=trace.traceparent)
+                outgoing = Outgoing(scope, body)
                 with Watch(receive) as watch:
                     outcome = await self._forward(asked, outgoing, arrival, send)
                 outcome = metrics.DISCONNECTED if watch.gone else outcome
@@ -117,11 +125,12 @@ class Gateway:
                 outcome = await self._answer_itself(scope, send)
         except ModelyardError as error:
             outcome = await _refuse(send, error)
+            work.fail(error.detail, code=error.code)
         except ClientGoneError:
             outcome = metrics.DISCONNECTED
         finally:
             metrics.ended(model, outcome)
-            trace.end(model=model, outcome=outcome)
+            work.note(model=model, outcome=outcome)
 
     def _actor(self, scope: Scope) -> Actor:
         if self._authenticate is None:
@@ -132,7 +141,7 @@ class Gateway:
     # Requests for a replica.
 
     async def _forward(self, model: str, outgoing: Outgoing, arrival: Arrival, send: Send) -> str:
-        answer = await self._ask(model, outgoing, Caller(arrival.actor, arrival.trace.traceparent))
+        answer = await self._ask(model, outgoing, arrival.caller)
         try:
             overhead_ns = self._clock.monotonic_ns() - arrival.at_ns - answer.replica_ns
             metrics.added(overhead_ns / 1e9)
@@ -148,7 +157,7 @@ class Gateway:
             lease = await self._lease(model, Ask(self._wait_seconds, avoid=avoid, caller=caller), problem)
             begun_ns = self._clock.monotonic_ns()
             try:
-                connection = await self._pool.send(lease.address, outgoing.to(lease.address))
+                connection = await self._send(lease, outgoing, caller)
             except UpstreamError as error:
                 self._router.release(lease.lease)
                 problem = self._judge(lease, error)
@@ -169,6 +178,15 @@ class Gateway:
                     f"{error.detail} ({problem})", retry_after_seconds=error.retry_after_seconds, extra=error.extra
                 ) from error
             raise
+
+    async def _send(self, lease: Lease, outgoing: Outgoing, caller: Caller) -> Connection:
+        """The replica's answer, its head read."""
+        with span("upstream", kind=Kind.CLIENT) as work:
+            work.note(replica=lease.replica, node=lease.node, address=lease.address)
+            trace = work.traceparent or caller.trace or ""
+            connection = await self._pool.send(lease.address, outgoing.to(lease.address, traceparent=trace))
+            work.note(status=connection.status)
+            return connection
 
     def _judge(self, lease: Lease, error: UpstreamError) -> str:
         """The problem, if the next replica may be tried; raises if not."""
@@ -252,6 +270,12 @@ async def _answer(send: Send, status: int, headers: RawHeaders, body: bytes) -> 
 
 def _model(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "modelyard"}
+
+
+def _name(scope: Scope) -> str:
+    """Of its span: few, whatever paths clients come up with."""
+    path = scope["path"] if scope["path"] in FORWARDED else _MODELS
+    return f"{scope['method']} {path}"
 
 
 def _header(scope: Scope, wanted: bytes) -> str | None:

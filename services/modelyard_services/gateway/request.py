@@ -94,19 +94,20 @@ def model_of(body: bytes) -> str:
 class Outgoing:
     """The request as replicas get it."""
 
-    def __init__(self, scope: Scope, body: bytes, *, traceparent: str) -> None:
+    def __init__(self, scope: Scope, body: bytes) -> None:
         path: bytes = scope.get("raw_path") or scope["path"].encode()
         query: bytes = scope["query_string"]
         self._target = path + b"?" + query if query else path
         headers: RawHeaders = scope["headers"]
         dropped = _NOT_FORWARDED | _named_by_connection(headers)
         lines = [b"%b: %b\r\n" % header for header in headers if header[0] not in dropped]
-        lines.append(b"traceparent: %b\r\ncontent-length: %d\r\n\r\n" % (traceparent.encode(), len(body)))
+        lines.append(b"content-length: %d\r\n\r\n" % len(body))
         self._rest = b"".join((*lines, body))
 
-    def to(self, address: str) -> bytes:
-        """All of it, for the process at `address`."""
-        return b"POST %b HTTP/1.1\r\nhost: %b\r\n%b" % (self._target, address.encode(), self._rest)
+    def to(self, address: str, *, traceparent: str) -> bytes:
+        """All of it, for the process at `address`, in this trace."""
+        head = (self._target, address.encode(), traceparent.encode(), self._rest)
+        return b"POST %b HTTP/1.1\r\nhost: %b\r\ntraceparent: %b\r\n%b" % head
 
 
 def _named_by_connection(headers: RawHeaders) -> frozenset[bytes]:

@@ -1,6 +1,6 @@
 """Whose story an event belongs to: that of the replica it is about (rule H1). Pure.
 
-Invariant: the command, and so the event's id, stays what it was; only correlation and causation are told apart.
+Invariant: the command, and so the event's id, stays what it was; only correlation, causation and trace are told apart.
 """
 
 from typing import Any
@@ -10,19 +10,23 @@ import msgspec
 from modelyard_events.envelope import AnyEvent, Envelope
 from modelyard_events.ids import ReplicaId, ReservationId
 from modelyard_events.reservation import ReplicaHolder
-from modelyard_projections.fleet import Fleet, ReplicaState
+from modelyard_projections.fleet import Fleet, Ready, ReplicaState
 
 
 def of_its_replica(fleet: Fleet, event: AnyEvent, envelope: Envelope) -> Envelope:
     """`envelope` with the correlation and the last event of the replica that `event` is about, as `fleet` has them.
 
-    An event about none, or about several at once, stays the command's own. Facts decided together share what led to
-    the first of them.
+    The trace goes on until the replica is loaded or gone: what befalls a ready one, hours later perhaps, is no part of
+    the request that once loaded it. An event about none, or about several at once, stays the command's own. Facts
+    decided together share what led to the first of them.
     """
     state = _replica_of(fleet, event)
     if state is None:
         return envelope
-    return msgspec.structs.replace(envelope, correlation=state.correlation, causation=state.cause)
+    trace = None if isinstance(state.phase, Ready) else state.trace
+    return msgspec.structs.replace(
+        envelope, correlation=state.correlation, causation=state.cause, trace=trace or envelope.trace
+    )
 
 
 def _replica_of(fleet: Fleet, event: AnyEvent) -> ReplicaState | None:

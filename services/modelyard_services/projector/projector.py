@@ -12,6 +12,7 @@ import structlog
 from modelyard_services.effects.clock import Clock
 from modelyard_services.effects.database import Database
 from modelyard_services.effects.log.contract import Log, Stored
+from modelyard_services.effects.tracing import span
 from modelyard_services.projector.errors import ProjectionStoppedError, RivalDiffersError
 from modelyard_services.projector.folding import Folding, UnreadableError
 from modelyard_services.projector.joining import slices
@@ -95,7 +96,11 @@ class Projector:
             self._folding.replay(old)
             await self._meet()
         if new:
-            await self._writing.write(self._folding.project(new), self._folding)
+            with span("project") as work:
+                work.note(events=len(new), first=new[0].sequence, last=new[-1].sequence)
+                one = self._folding.project(new)
+                work.link(row.trace for row in one.history.events)
+                await self._writing.write(one, self._folding)
 
     async def _meet(self) -> None:
         """Where the fold reaches the rows, both must have the same hash (I9)."""

@@ -14,6 +14,7 @@ from modelyard_events.codec import UndecodableEventError, decode
 from modelyard_projections.cloudevents import CloudEvent, cloud_event
 from modelyard_services.effects.clock import Clock, backoff_seconds
 from modelyard_services.effects.log.contract import Log, LogUnavailable, Stored
+from modelyard_services.effects.tracing import span
 from modelyard_services.projector.errors import ProjectionStoppedError, PublicStreamError
 from modelyard_services.projector.joining import slices
 from modelyard_services.projector.public_stream import PublicStream
@@ -111,7 +112,10 @@ class _Telling:
                 unreadable = error
                 break
             messages.append(cloud_event(recorded, log_id=self._log.log_id))
-        await self._publish(messages, first=events[0].sequence)
+        with span("relay") as work:
+            work.note(events=len(messages), first=events[0].sequence)
+            work.link(message.headers.get("ce-traceparent") for message in messages)
+            await self._publish(messages, first=events[0].sequence)
         if unreadable is not None:
             raise ProjectionStoppedError(unreadable.sequence, str(unreadable)) from unreadable
 

@@ -18,8 +18,12 @@ CAUSES_MAX: Final = 20_000
 
 
 class Cause(msgspec.Struct, frozen=True):
+    """`trace` is the W3C trace of the event at `time_ns`, if it has one."""
+
     event_id: EventId
     correlation: str
+    time_ns: int
+    trace: str | None
 
 
 class Causes:
@@ -31,7 +35,8 @@ class Causes:
     def note(self, events: Sequence[Recorded]) -> None:
         """Take note of events in log order."""
         for recorded in events:
-            cause = Cause(recorded.event_id, recorded.envelope.correlation)
+            envelope = recorded.envelope
+            cause = Cause(recorded.event_id, envelope.correlation, recorded.time_ns, envelope.trace)
             for thing in _things(recorded):
                 self._last.pop(thing, None)
                 self._last[thing] = cause

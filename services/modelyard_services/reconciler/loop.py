@@ -14,6 +14,7 @@ from modelyard_events.codec import EventTooLargeError
 from modelyard_events.envelope import Recorded
 from modelyard_projections.fleet import Touched
 from modelyard_services.effects.runtime import Runtime
+from modelyard_services.effects.tracing import Span, span
 from modelyard_services.errors import ModelyardError, UnavailableError
 from modelyard_services.policy.actions import Action, Moment, View, Watch
 from modelyard_services.policy.deadlines import observe
@@ -22,7 +23,7 @@ from modelyard_services.policy.index import PlacementIndex
 from modelyard_services.policy.liveness import LIVENESS_SECONDS, judge
 from modelyard_services.policy.readings import read
 from modelyard_services.policy.reconcile import reconcile
-from modelyard_services.reconciler.causes import Causes
+from modelyard_services.reconciler.causes import Cause, Causes
 
 PASS_SECONDS: Final = 30.0
 """A pass at least this often, whatever was missed (C1)."""
@@ -38,6 +39,10 @@ AWAY_SECONDS: Final = 1.0
 
 CONCURRENT_MAX: Final = 8
 """Actions appended at once: independent ones share a group append; more would meet on the same nodes."""
+
+TRACE_JOINED_SECONDS: Final = 600.0
+"""An action this soon after the event that led to it is part of that event's trace: a load or a drain takes minutes.
+Later, in a trace of its own that links to it: a request's trace must not grow for weeks."""
 
 _log = structlog.get_logger(__name__)
 
@@ -67,7 +72,11 @@ class Reconciler:
         """One pass; the number of actions it came to."""
         view = self._view()
         actions = [*(judge(view) if self._liveness_is_due(view.moment) else ()), *reconcile(view)]
-        await self._carry_out(actions)
+        if actions:
+            # Most passes find nothing to do: they are no span.
+            with span("reconcile", began_ns=view.moment.log_ns) as work:
+                work.note(actions=len(actions), sequence=view.fleet.sequence)
+                await self._carry_out(actions, work.traceparent)
         return len(actions)
 
     @property
@@ -93,7 +102,7 @@ class Reconciler:
             self._judged_ns = moment.heard_ns
         return due
 
-    async def _carry_out(self, actions: Sequence[Action]) -> None:
+    async def _carry_out(self, actions: Sequence[Action], pass_trace: str | None) -> None:
         """Actions about one thing in their order, different things at once."""
         groups: dict[Touched, list[Action]] = {}
         for action in actions:
@@ -103,7 +112,7 @@ class Reconciler:
         async def in_order(group: Sequence[Action]) -> None:
             async with limit:
                 for action in group:
-                    await self._do(action)
+                    await self._do(action, pass_trace)
 
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -112,13 +121,24 @@ class Reconciler:
         except* UnavailableError as away:
             _log.warning("pass broken off", problem=str(away.exceptions[0]))
 
-    async def _do(self, action: Action) -> None:
-        """Append one action; only the log's absence breaks the pass off."""
+    async def _do(self, action: Action, pass_trace: str | None) -> None:
+        """Append one action, in the trace of what led to it; only the log's absence breaks the pass off."""
         cause = self._causes.of(action.about)
+        led = cause.trace if cause and self._is_recent(cause) else None
+        with span("act", parent=led) as work:
+            work.note(key=action.key, reason=action.reason)
+            work.link((pass_trace, cause.trace if cause else None))
+            await self._append(action, cause, work)
+
+    def _is_recent(self, cause: Cause) -> bool:
+        return self._runtime.clock.now_ns() - cause.time_ns <= TRACE_JOINED_SECONDS * 1e9
+
+    async def _append(self, action: Action, cause: Cause | None, work: Span) -> None:
         envelope = self._runtime.envelope(
             command=action.command,
             correlation=cause.correlation if cause else None,
             causation=cause.event_id if cause else None,
+            trace=work.traceparent,
         )
         try:
             committed = await self._runtime.journal.commit(
@@ -127,6 +147,7 @@ class Reconciler:
         except UnavailableError:
             raise
         except (ModelyardError, EventTooLargeError) as error:
+            work.fail(str(error), code=getattr(error, "code", type(error).__name__))
             _log.warning("action failed", key=action.key, reason=action.reason, problem=str(error))
             return
         if committed.events:

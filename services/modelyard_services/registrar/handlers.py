@@ -36,6 +36,7 @@ from modelyard_events.telemetry import HEARTBEAT_SECONDS
 from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.journal import as_one_story
 from modelyard_services.effects.runtime import Runtime
+from modelyard_services.effects.tracing import Kind, span
 from modelyard_services.errors import ModelyardError, NodeGoneError
 from modelyard_services.policy.facts import report, slices, speaker
 from modelyard_services.policy.registration import challenged, register
@@ -62,11 +63,12 @@ _log = structlog.get_logger(__name__)
 
 
 class Command(msgspec.Struct, frozen=True):
-    """What came in on a node's command subject: its token, its verb, and a body not looked at yet."""
+    """What came in on a node's command subject: its token, its verb, a body not looked at yet, its trace."""
 
     node: str
     verb: str
     body: bytes
+    trace: str | None = None
 
 
 class Registrar:
@@ -79,7 +81,14 @@ class Registrar:
 
     async def answer(self, command: Command) -> bytes:
         """The reply to what a worker asks."""
-        return msgspec.json.encode(await self._answer(command.node, command.verb, command.body))
+        # Named for what it may be: whoever knocks can't fill a collector with names.
+        verb = command.verb if command.verb in {REGISTER, REPORT, OFFER} else "unknown"
+        with span(f"registrar {verb}", kind=Kind.SERVER, parent=command.trace) as work:
+            work.note(node=command.node)
+            answer = await self._answer(command.node, command.verb, command.body)
+            if isinstance(answer, Refused):
+                work.fail(answer.detail, code=answer.code)
+            return msgspec.json.encode(answer)
 
     async def _answer(self, node: str, verb: str, body: bytes) -> Registered | Reported | Offered | Refused:
         try:

@@ -17,7 +17,7 @@ from nats.aio.client import Client
 
 from modelyard_events.ids import NodeName
 from modelyard_events.subjects import NODE_COMMANDS
-from modelyard_services.effects.bus import NatsBus
+from modelyard_services.effects.bus import TRACE_HEADER, NatsBus
 from modelyard_services.effects.clock import Clock, backoff_seconds
 from modelyard_services.effects.connect import endpoint_of, open_runtime
 from modelyard_services.effects.log.contract import LogUnavailable
@@ -88,7 +88,8 @@ def subscribe(broker: NatsBroker, registrar: Registrar) -> None:
 
 async def _undecoded(message: NatsMessage) -> Command:
     """The registrar decodes by verb, in one pass, and answers what can't be."""
-    return Command(message.path["node"], message.path["verb"], message.body)
+    trace = message.headers.get(TRACE_HEADER)
+    return Command(message.path["node"], message.path["verb"], message.body, trace)
 
 
 def _security(endpoint: NatsEndpoint) -> BaseSecurity | None:

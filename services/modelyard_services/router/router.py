@@ -25,6 +25,7 @@ from modelyard_events.telemetry import ROUTER_REPORT_SECONDS, RouterReport
 from modelyard_projections.fleet import Touched
 from modelyard_services.effects.health import Outcome, describe
 from modelyard_services.effects.runtime import Runtime
+from modelyard_services.effects.tracing import span
 from modelyard_services.errors import ModelyardError, OverloadedError, ReplicaFailedError, UnavailableError
 from modelyard_services.policy.routing import Candidate
 from modelyard_services.router.board import Board
@@ -133,6 +134,13 @@ class Router:
             OverloadedError: too many requests run or wait already.
             UnavailableError: nobody hears this router.
         """
+        with span("route") as work:
+            work.note(model=model)
+            lease = await self._route(model, ask)
+            work.note(node=lease.node, replica=lease.replica, lease=lease.lease)
+            return lease
+
+    async def _route(self, model: str, ask: Ask) -> Lease:
         self.runtime.require_caught_up()
         if not self._reporter.is_heard():
             raise UnavailableError("this router's reports don't reach the others; ask again", retry_after_seconds=1)
@@ -143,7 +151,8 @@ class Router:
                 lease = await self._granted(candidate, ask)
                 if lease is not None:
                     return lease
-        return await self._wait_for(name, ask)
+        with span("wait for a replica"):
+            return await self._wait_for(name, ask)
 
     def release(self, lease: str) -> bool:
         """The request is over. False if the lease isn't held any more: it expired, or was released before."""

@@ -12,6 +12,7 @@ import grpc.aio
 from modelyard_events.envelope import instant
 from modelyard_events.fleet import Role
 from modelyard_events.ids import ModelName
+from modelyard_services.effects.tracing import request_span
 from modelyard_services.errors import (
     InvalidRequestError,
     ModelyardError,
@@ -54,8 +55,10 @@ class Scheduler(SchedulerServicer):
                 raise InvalidRequestError(
                     f"waits lie in 0 … {WAIT_SECONDS_MAX:g} s", field="wait_seconds", value=wait_seconds
                 )
-            ask = Ask(wait_seconds, lease_seconds=leases.LEASE_SECONDS, caller=caller)
-            return _lease(await self._router.route(request.model, ask))
+            with request_span("modelyard.v1.Scheduler/Route", caller.trace) as work:
+                traced = Caller(caller.actor, work.traceparent)
+                ask = Ask(wait_seconds, lease_seconds=leases.LEASE_SECONDS, caller=traced)
+                return _lease(await self._router.route(request.model, ask))
         raise AssertionError("an error ends the call")
 
     async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:  # noqa: N802

@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import httpx
+import msgspec
 import pytest
 from openapi_spec_validator import validate
 
+from modelyard_events.envelope import Entry
 from modelyard_events.ids import ModelName
 from modelyard_events.model import ModelDefined
 from modelyard_events.spec import revision_of
@@ -16,9 +18,11 @@ from modelyard_services.api.service import Service
 from modelyard_services.effects.bus import MemoryBus
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.effects.runtime import Runtime, in_memory
+from modelyard_services.effects.tracing.spans import valid
 from modelyard_services.policy.access import Access
 from tests.support.given import GIB, a_pending_node, an_approved_node, some_spec
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NODE = "rack/1:gpu.a"
 NODE_PATH = "/api/v1/nodes/rack%2F1%3Agpu.a"
 
@@ -77,6 +81,21 @@ async def test_a_command_answers_with_the_sequence_to_read_at(runtime: Runtime, 
     read = await client.get(NODE_PATH, params={"min_seq": answer["sequence"]})
     assert read.json()["admission"] == "approved"
     assert int(read.headers["modelyard-sequence"]) >= answer["sequence"]
+
+
+@pytest.mark.parametrize("given", [TRACE, "00-nonsense", None])
+async def test_a_commands_events_bear_its_trace_or_a_valid_one_of_their_own(
+    runtime: Runtime, client: httpx.AsyncClient, given: str | None
+) -> None:
+    """H1: whatever the client sent, the log holds a W3C traceparent."""
+    await _pending(runtime)
+    await client.post(f"{NODE_PATH}/approve", headers={"traceparent": given} if given else {})
+    assert runtime.log is not None
+    stored = await runtime.log.read(runtime.fleet.sequence)
+    assert stored is not None
+    trace = msgspec.json.decode(stored.body, type=Entry).envelope.trace
+    assert valid(trace)
+    assert (trace or "")[3:35] == TRACE[3:35] or given != TRACE
 
 
 async def test_a_command_whose_outcome_holds_already_changes_nothing(

@@ -39,14 +39,14 @@ def parts(bodies: Iterable[bytes]) -> Receive:
 
 def test_the_body_goes_on_byte_for_byte_with_its_length_and_trace() -> None:
     body = b'{ "model":"m"}'
-    sent = Outgoing(a_scope((b"content-type", b"application/json"), query=b"a=b"), body, traceparent=TRACE)
-    head, _, rest = sent.to("10.0.0.1:80").partition(b"\r\n\r\n")
+    sent = Outgoing(a_scope((b"content-type", b"application/json"), query=b"a=b"), body)
+    head, _, rest = sent.to("10.0.0.1:80", traceparent=TRACE).partition(b"\r\n\r\n")
     assert rest == body
     assert head.split(b"\r\n") == [
         b"POST /v1/embeddings?a=b HTTP/1.1",
         b"host: 10.0.0.1:80",
-        b"content-type: application/json",
         b"traceparent: " + TRACE.encode(),
+        b"content-type: application/json",
         b"content-length: 14",
     ]
 
@@ -62,7 +62,7 @@ def test_tokens_cookies_and_headers_of_one_connection_stay_here() -> None:
         (b"x-hop", b"1"),
         (b"host", b"us"),
     ]
-    sent = Outgoing(a_scope(*ours, (b"x-request-id", b"7")), b"{}", traceparent=TRACE).to("a:1")
+    sent = Outgoing(a_scope(*ours, (b"x-request-id", b"7")), b"{}").to("a:1", traceparent=TRACE)
     assert b"x-request-id: 7\r\n" in sent
     assert not any(value in sent for _name, value in ours if value not in {b"1", b"chunked"})
     assert b"x-hop" not in sent

@@ -1,5 +1,7 @@
 """Whose story an event of a report belongs to (rule H1)."""
 
+import msgspec
+
 from modelyard_events.envelope import Actor, AnyEvent, Envelope
 from modelyard_events.ids import CommandId, ReplicaId, ReservationId
 from modelyard_events.model import ModelReplicaReady
@@ -74,3 +76,25 @@ def test_a_newcomer_loads_because_its_last_victim_has_ended() -> None:
         ReplicaUnloaded(node="n1", replicas=(ReplicaId("r-1"),), reason="evicted_lru"),
     ).fleet
     assert fleet.replicas[ReplicaId("r-2")].cause == f"given-{fleet.sequence}.0"
+
+
+def test_a_trace_goes_on_until_the_replica_is_loaded_and_from_its_drain_until_it_is_gone() -> None:
+    """H1: the events that a request caused bear its trace; what befalls a ready replica later is another story."""
+    fleet = two_replicas()
+    loading, ready = fleet.replicas[ReplicaId("r-1")], fleet.replicas[ReplicaId("r-2")]
+    loading.trace, ready.trace = "of the request", "of another"
+    report = msgspec.structs.replace(REPORT, trace="of the report")
+
+    def trace(replica: ReplicaId) -> str | None:
+        crash = ReplicaCrashed(node="n1", replica=replica, exit=ProcessExit())
+        return of_its_replica(fleet, crash, report).trace
+
+    assert trace(loading.id) == "of the request"
+    assert trace(ready.id) == "of the report"
+    draining = given(*an_approved_node(), *a_model(), *a_ready_replica(), *a_drain()).fleet
+    (state,) = draining.replicas.values()
+    state.trace = "of the drain"
+    ended = ReplicaUnloaded(node="n1", replicas=(state.id,), reason="requested")
+    assert of_its_replica(draining, ended, report).trace == "of the drain"
+    state.trace = None
+    assert of_its_replica(draining, ended, report).trace == "of the report"

@@ -34,6 +34,7 @@ from modelyard_projections.fleet import Fleet, FoldError, ReplicaState
 from modelyard_services.effects.bus import NatsBus
 from modelyard_services.effects.clock import Clock, backoff_seconds
 from modelyard_services.effects.nats_access.node_log import NodeLog
+from modelyard_services.effects.tracing import Span, span
 from modelyard_services.errors import (
     NameTakenError,
     NodeGoneError,
@@ -43,6 +44,7 @@ from modelyard_services.errors import (
 )
 from modelyard_services.worker.agent.answers import Answers
 from modelyard_services.worker.agent.inventory import Inventory
+from modelyard_services.worker.agent.loads import Loads
 from modelyard_services.worker.agent.reporter import Reporter
 from modelyard_services.worker.agent.settings import WorkerSettings
 from modelyard_services.worker.agent.steps import Start, Step, Stop, TellStopped, steps
@@ -91,6 +93,7 @@ class Agent:
         self._steps: dict[ReplicaId, asyncio.Task[None]] = {}
         self._started: set[ReplicaId] = set()
         self._told: set[ReplicaId] = set()
+        self._loads = Loads()
         self._leaving = False
         self._unreadable = False
 
@@ -98,6 +101,7 @@ class Agent:
         """Take a fact of the supervisor's; never blocks."""
         if not self._leaving:
             self._reporter.tell(fact)
+        self._loads.hear(fact)
         self._changed.set()
         self._beat_now.set()
 
@@ -290,9 +294,12 @@ class Agent:
         try:
             match step:
                 case Start(replica=state):
-                    await self._processes.start(_request_of(state))
+                    with self._traced("start process", replica):
+                        self._loads.begin(state)
+                        await self._processes.start(_request_of(state))
                 case Stop():
-                    await self._processes.stop(replica)
+                    with self._traced("stop process", replica):
+                        await self._processes.stop(replica)
                 case TellStopped():
                     self._reporter.tell(Stopped(replica))
         except StillAliveError as error:
@@ -305,6 +312,13 @@ class Agent:
             del self._steps[replica]
             self._changed.set()
             self._beat_now.set()
+
+    def _traced(self, name: str, replica: ReplicaId) -> Span:
+        """A span in the trace of the last event about `replica`: what the step follows from."""
+        state = self._fleet.replicas.get(replica)
+        work = span(name, parent=state.trace if state else None)
+        work.note(replica=replica, model=state.model if state else None)
+        return work
 
     async def _end_steps(self) -> None:
         """Stops go on by themselves; starts are waited for, or what they began would be nobody's (rule W4)."""

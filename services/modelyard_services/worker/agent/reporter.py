@@ -17,6 +17,7 @@ from modelyard_events.requests import FACTS_MAX, REPORT, Fact, Refused, Report, 
 from modelyard_events.subjects import node_command_subject
 from modelyard_services.effects.bus import Bus
 from modelyard_services.effects.clock import backoff_seconds
+from modelyard_services.effects.tracing import Kind, span
 from modelyard_services.errors import NodeGoneError, StaleFactError, UnavailableError
 
 BUFFER_MAX: Final = 100_000
@@ -100,10 +101,11 @@ class Reporter:
     async def _send(self, bus: Bus, facts: tuple[Fact, ...]) -> bool:
         """Whether the registrar is done with `facts`."""
         report = Report(self._node, self._incarnation, self._number, facts)
+        subject = node_command_subject(self._node, REPORT)
         try:
-            body = await bus.ask(
-                node_command_subject(self._node, REPORT), msgspec.json.encode(report), timeout_seconds=ANSWER_SECONDS
-            )
+            with span("report", kind=Kind.CLIENT) as work:
+                work.note(facts=len(facts), first=type(facts[0]).__name__)
+                body = await bus.ask(subject, msgspec.json.encode(report), timeout_seconds=ANSWER_SECONDS)
         except UnavailableError:
             return False
         if body is None:
