@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from modelyard_events.envelope import Actor, AnyEvent
 from modelyard_events.fleet import FleetRegistrationTokenCreated, FleetRegistrationTokenRevoked, FleetTokenCreated
 from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
-from modelyard_events.node import NodeFacts, NodeLost
+from modelyard_events.node import NodeFacts, NodeLost, NodeMaxReplicasOverridden
 from modelyard_events.requests import (
     FACTS_MAX,
     PING,
@@ -53,6 +53,8 @@ FIRST_LIFE, SECOND_LIFE = IncarnationId("life-1"), IncarnationId("life-2")
 TOKEN, ROTATED_TOKEN, READER_TOKEN = "join me", "join me now", "read me"
 SECRET, RIVALS_SECRET = "state directory", "another state directory"
 R1 = ReplicaId("r-1")
+STOPS = 40
+"""Moments of one arrival at which a follower is stopped; a few of them hit the step that matters."""
 
 Reply = TypeVar("Reply")
 
@@ -292,6 +294,29 @@ async def test_a_worker_is_offered_its_own_events(yard: Yard) -> None:
             if len(types) == 3:
                 break
     assert types == ["node.registered.v1", "node.incarnation_started.v1", "node.approved.v1"]
+
+
+async def test_a_worker_can_stop_following_at_the_very_moment_an_event_arrives(yard: Yard) -> None:
+    """W1, W8: a stop that gets lost then leaves a worker that nothing but SIGKILL ends."""
+    worker = await yard.worker()
+    await registered(worker)
+
+    async def offer(after: int) -> None:
+        await asked(worker, "offer", Offer(N1, FIRST_LIFE, after), OfferReply)  # type: ignore[arg-type]
+
+    async def follow() -> None:
+        async for chunk in NodeLog(worker, N1, offer, clock=Clock()).follow(after=yard.fleet.sequence):
+            assert chunk
+
+    for number in range(STOPS):
+        following = asyncio.create_task(follow())
+        await asyncio.sleep(0.05)
+        await yard.decide(NodeMaxReplicasOverridden(node=N1, max_replicas_per_model=number % 2 + 1))
+        for _ in range(number % 10):
+            await asyncio.sleep(0)
+        following.cancel()
+        _done, pending = await asyncio.wait({following}, timeout=5)
+        assert not pending, f"stop {number} was lost"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from modelyard_events.subjects import TELEMETRY_STREAM, TELEMETRY_SUBJECTS
+from modelyard_services.effects.heed import heed
 from modelyard_services.effects.tracing import traceparent
 from modelyard_services.errors import UnavailableError
 
@@ -80,7 +81,8 @@ class NatsBus:
         try:
             trace = traceparent()
             headers = {TRACE_HEADER: trace} if trace else None
-            reply = await self.client.request(subject, body, timeout=timeout_seconds, headers=headers)
+            request = self.client.request(subject, body, timeout=timeout_seconds, headers=headers)
+            reply = await heed(request)
         except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
             return None
         except nats.errors.Error as error:
@@ -103,7 +105,7 @@ class NatsBus:
             patience: float | None = first_seconds
             while True:
                 try:
-                    message = await answers.next_msg(timeout=patience)
+                    message = await heed(answers.next_msg(timeout=patience))
                 except nats.errors.TimeoutError:
                     return
                 if message.headers and message.headers.get("Status") == NO_RESPONDERS:

@@ -14,6 +14,7 @@ from nats.aio.client import Client
 
 from modelyard_events.subjects import EVENTS_STREAM
 from modelyard_projections.cloudevents import CloudEvent
+from modelyard_services.effects.heed import heed
 from modelyard_services.effects.log.api import Api, ApiError
 from modelyard_services.effects.log.contract import LogUnavailable
 from modelyard_services.effects.log.headers import batch_headers
@@ -104,9 +105,8 @@ class PublicStream:
             if many:
                 headers |= batch_headers(batch, position, last=last)
             if last:
-                reply = await self._client.request(
-                    event.subject, event.data, timeout=ANSWER_SECONDS_MAX, headers=headers
-                )
+                request = self._client.request(event.subject, event.data, timeout=ANSWER_SECONDS_MAX, headers=headers)
+                reply = await heed(request)
             else:
                 await self._client.publish(event.subject, event.data, headers=headers)
         if reply is None:

@@ -15,6 +15,7 @@ from msgspec import Struct, field
 from nats.aio.client import Client
 
 from modelyard_services.effects.clock import backoff_seconds
+from modelyard_services.effects.heed import heed
 from modelyard_services.effects.log.contract import LogMisconfigured, LogUnavailable, Stored
 from modelyard_services.effects.log.endpoint import leave_if_dead
 from modelyard_services.effects.log.headers import stored_event
@@ -191,7 +192,7 @@ class Api:
         if not self._client.is_connected:
             return None, "disconnected"
         try:
-            reply = await self._client.request(_API + subject, body, timeout=ATTEMPT_SECONDS)
+            reply = await heed(self._client.request(_API + subject, body, timeout=ATTEMPT_SECONDS))
         except nats.errors.TimeoutError:
             await leave_if_dead(self._client)
             return None, "no answer"

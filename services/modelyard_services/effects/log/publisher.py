@@ -16,6 +16,7 @@ from msgspec import Struct
 from nats.aio.client import Client
 
 from modelyard_services.effects.clock import backoff_seconds
+from modelyard_services.effects.heed import heed
 from modelyard_services.effects.log.api import ApiError
 from modelyard_services.effects.log.contract import DecisionTooLarge, LogMisconfigured, LogUnavailable, Message
 from modelyard_services.effects.log.endpoint import leave_if_dead
@@ -160,7 +161,8 @@ class Publisher:
         message, headers = frames[-1]
         if len(frames) > 1:
             headers = headers | batch_headers(batch, len(frames), last=True)
-        reply = await self._client.request(message.subject, message.body, timeout=ATTEMPT_SECONDS, headers=headers)
+        request = self._client.request(message.subject, message.body, timeout=ATTEMPT_SECONDS, headers=headers)
+        reply = await heed(request)
         return _ACK.decode(reply.data)
 
 

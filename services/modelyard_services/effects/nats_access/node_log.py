@@ -24,6 +24,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from modelyard_events.ids import NodeName
 from modelyard_events.subjects import LOG_STREAM, node_subject
 from modelyard_services.effects.clock import Clock, backoff_seconds
+from modelyard_services.effects.heed import heed
 from modelyard_services.effects.log.contract import Stored
 from modelyard_services.effects.nats_access.roles import node_consumer, node_feed_subject
 from modelyard_services.errors import ModelyardError, UnavailableError
@@ -171,7 +172,7 @@ async def _answers(subscription: Subscription, offered: _Offered) -> AsyncIterat
     """The events that answer one pull."""
     wanted = PULL_MESSAGES_MAX
     while wanted:
-        message = await subscription.next_msg(timeout=SILENCE_SECONDS_MAX)
+        message = await heed(subscription.next_msg(timeout=SILENCE_SECONDS_MAX))
         match _status(message):
             case None:
                 wanted -= 1
