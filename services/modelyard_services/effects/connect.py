@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from modelyard_services.effects.bus import NatsBus
-from modelyard_services.effects.log.endpoint import NatsEndpoint, connect
+from modelyard_services.effects.log.endpoint import NatsEndpoint, close, connect
 from modelyard_services.effects.log.jetstream import JetStreamLog
 from modelyard_services.effects.log.streams import Layout, declare_streams
 from modelyard_services.effects.runtime import Connected, Runtime
@@ -48,7 +48,7 @@ async def connected(settings: NatsSettings, process: str) -> AsyncIterator[Conne
         finally:
             await log.close()
     finally:
-        await client.close()
+        await close(client)
 
 
 @contextlib.asynccontextmanager

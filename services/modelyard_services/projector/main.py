@@ -12,7 +12,7 @@ from modelyard_services.effects.bus import NatsBus
 from modelyard_services.effects.clock import Clock
 from modelyard_services.effects.connect import connected
 from modelyard_services.effects.database import Database
-from modelyard_services.effects.log.endpoint import NatsEndpoint, connect
+from modelyard_services.effects.log.endpoint import NatsEndpoint, close, connect
 from modelyard_services.effects.log.streams import Layout
 from modelyard_services.effects.nats_access.readers import keep_copy
 from modelyard_services.effects.status import serve_status
@@ -105,4 +105,4 @@ class ProjectorProcess:
             await keep_copy(client.jsm(), Layout(replicas=replicas))
             duty.begun()
         finally:
-            await client.close()
+            await close(client)

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Final
 
+import nats.errors
 import structlog
 from faststream import FastStream
 from faststream.nats import NatsBroker, NatsMessage
@@ -21,7 +22,7 @@ from modelyard_services.effects.bus import TRACE_HEADER, NatsBus
 from modelyard_services.effects.clock import Clock, backoff_seconds
 from modelyard_services.effects.connect import endpoint_of, open_runtime
 from modelyard_services.effects.log.contract import LogUnavailable
-from modelyard_services.effects.log.endpoint import NatsEndpoint, connect
+from modelyard_services.effects.log.endpoint import NatsEndpoint, close, connect
 from modelyard_services.effects.nats_access.callout import AuthCallout
 from modelyard_services.effects.nats_access.keys import Issuer
 from modelyard_services.effects.nats_access.node_log import offer_node_log
@@ -61,8 +62,16 @@ async def serving(settings: RegistrarSettings) -> AsyncIterator[Runtime]:
         subscribe(broker, registrar)
         app = FastStream(broker, logger=None)
         await app.start()
-        stack.push_async_callback(app.stop)
+        stack.push_async_callback(_stop, app)
         yield runtime
+
+
+async def _stop(app: FastStream) -> None:
+    """Let requests in hand be answered; with the server away there are none that anybody waits for."""
+    try:
+        await app.stop()
+    except (nats.errors.Error, OSError) as error:
+        _log.info("nats was away at the stop", problem=str(error))
 
 
 def broker_for(endpoint: NatsEndpoint) -> NatsBroker:
@@ -116,7 +125,7 @@ async def _callout(runtime: Runtime, settings: CalloutSettings) -> AsyncIterator
         await AuthCallout(client, Access(runtime).verify, issuer=issuer, clock=runtime.clock).start()
         yield
     finally:
-        await client.close()
+        await close(client)
 
 
 async def _connected(endpoint: NatsEndpoint, clock: Clock) -> Client:

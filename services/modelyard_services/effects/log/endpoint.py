@@ -4,6 +4,7 @@ Invariant: both connect as the same user, under the same inbox prefix, so one se
 """
 
 import asyncio
+import contextlib
 import ssl
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -14,6 +15,7 @@ from msgspec.structs import asdict
 from nats.aio.client import Client
 from nats.errors import Error
 
+from modelyard_services.effects.heed import heed
 from modelyard_services.effects.log.contract import LogUnavailable
 
 CONNECT_SECONDS_MAX: Final = 5.0
@@ -92,12 +94,21 @@ async def connect(endpoint: NatsEndpoint) -> Client:
     try:
         await _connect(client, endpoint)
     except (TimeoutError, OSError, Error) as error:
-        await client.close()
+        await close(client)
         raise LogUnavailable(f"no NATS server lets us in: {error or 'no answer'}", nothing_written=True) from error
     except BaseException:
-        await client.close()
+        await close(client)
         raise
     return client
+
+
+async def close(client: Client) -> None:
+    """Close `client`, also one whose server is away.
+
+    nats-py flushes into a connection that is gone and raises what the kernel says of it; there is nothing to save.
+    """
+    with contextlib.suppress(OSError):
+        await client.close()
 
 
 async def leave_if_dead(client: Client) -> None:
@@ -106,7 +117,7 @@ async def leave_if_dead(client: Client) -> None:
     A frozen or cut-off server is noticed by nats-py's own pings only after half a minute, which no append can wait.
     """
     try:
-        await client.flush(timeout=PROBE_SECONDS)
+        await heed(client.flush(timeout=PROBE_SECONDS))
     except Error:
         await client.force_reconnect()
 

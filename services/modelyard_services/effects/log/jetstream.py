@@ -14,7 +14,7 @@ from modelyard_services.effects.log.api import Api
 from modelyard_services.effects.log.appender import Appender
 from modelyard_services.effects.log.contract import LogMisconfigured, Message, Stored
 from modelyard_services.effects.log.decision import check
-from modelyard_services.effects.log.endpoint import NatsEndpoint, connect
+from modelyard_services.effects.log.endpoint import NatsEndpoint, close, connect
 from modelyard_services.effects.log.headroom import Headroom
 from modelyard_services.effects.log.publisher import Publisher
 from modelyard_services.effects.log.reader import Reader
@@ -91,4 +91,4 @@ async def open_log(endpoint: NatsEndpoint) -> AsyncIterator[JetStreamLog]:
         finally:
             await log.close()
     finally:
-        await client.close()
+        await close(client)

@@ -16,6 +16,7 @@ from nats.aio.client import Client
 
 from modelyard_events.subjects import inbox_prefix
 from modelyard_services.effects.clock import backoff_seconds
+from modelyard_services.effects.log.endpoint import close
 from modelyard_services.worker.agent.settings import WorkerSettings
 
 RECONNECT_SECONDS: Final = 1
@@ -34,7 +35,7 @@ async def linked(settings: WorkerSettings, on_back: Callable[[], None]) -> Async
     try:
         yield client
     finally:
-        await client.close()
+        await close(client)
 
 
 async def _connect(settings: WorkerSettings, on_back: Callable[[], None]) -> Client:
