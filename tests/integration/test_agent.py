@@ -32,9 +32,10 @@ from modelyard_events.replica import (
     ReplicaUnloaded,
 )
 from modelyard_events.spec import SecretRef
-from modelyard_projections.fleet import Alive, Departed, Lost, NodeDraining
+from modelyard_projections.fleet import Alive, Departed, Loading, Lost, NodeDraining
 from modelyard_services.errors import NameTakenError
 from modelyard_services.policy.intent import remove
+from modelyard_services.worker.agent.agent import GOODBYE_SECONDS
 from tests.support.agents import N1, Yard, a_yard
 from tests.support.backends import SERVE, alive, echo, marked, script
 
@@ -253,3 +254,82 @@ async def test_a_stop_says_goodbye_first_and_ends_what_runs(yard: Yard, tmp_path
     assert marked(tmp_path / "state") == []
     assert yard.fleet.nodes[N1].vram_reserved == 0
     assert ReplicaDrainStarted.__name__ not in await yard.tags()
+
+
+async def test_a_stop_while_nats_is_away_ends_what_runs_within_its_limits(yard: Yard, tmp_path: Path) -> None:
+    """W8, X26: nobody hears the goodbye, and no process outlives the worker for that."""
+    worker = yard.worker()
+    await yard.until(lambda fleet: N1 in fleet.nodes)
+    await yard.place()
+    await yard.ready()
+    await yard.nats.end()
+    await worker.terminate(seconds=GOODBYE_SECONDS + 10)
+    assert marked(tmp_path / "state") == []
+    await yard.nats.begin()
+    await yard.runtime.wait_ready(timeout_seconds=20)
+    assert isinstance(yard.fleet.nodes[N1].liveness, Alive), "nobody told it; its silence will"
+    yard.worker()
+    await yard.ended()
+    assert (await yard.tags()).count(ReplicaUnloaded.__name__) == 1
+
+
+async def test_what_died_while_no_worker_watched_is_told_once(yard: Yard) -> None:
+    """W4, W8, X26: the worker is killed, then one of its backends; the next worker tells that and adopts the other."""
+    async with yard.killable_worker() as worker:
+        await yard.until(lambda fleet: N1 in fleet.nodes)
+        await yard.place("r-1")
+        await yard.place("r-2", index=1)
+        await yard.ready("r-1")
+        await yard.ready("r-2")
+        worker.kill()
+        await worker.wait()
+    stays, dies = pid_of(yard, "r-1"), pid_of(yard, "r-2")
+    keeper = psutil.Process(dies).ppid()
+    os.kill(dies, signal.SIGKILL)
+    await yard.until(lambda _: not alive(keeper))  # it has buried its backend; nobody else saw it
+    yard.worker()
+    await yard.ended("r-2")
+    await yard.until(lambda fleet: fleet.replicas[ReplicaId("r-1")].process is not None)
+    assert (pid_of(yard, "r-1"), alive(stays)) == (stays, True)
+    entries = [entry.event for entry in await yard.entries()]
+    ended = [event for event in entries if isinstance(event, ReplicaUnloaded)]
+    assert [event.replicas for event in ended] == [("r-2",)]
+    assert sum(isinstance(event, ReplicaAdopted) for event in entries) == 1
+
+
+async def test_a_replica_that_got_ready_unheard_is_published_by_the_next_worker(yard: Yard, tmp_path: Path) -> None:
+    """W4, W8: it is ready on disk and loading in the log; left at that it would serve nobody until its deadline."""
+    worker = yard.worker(at_end="keep")
+    await yard.until(lambda fleet: N1 in fleet.nodes)
+    await yard.place("r-1", echo("--startup-seconds", "2"))
+    await yard.until(lambda fleet: isinstance(fleet.replicas[ReplicaId("r-1")].phase, Loading))
+    await yard.nats.end()
+    record = tmp_path / "state" / "replicas" / "r-r-1" / "record.json"
+    async with asyncio.timeout(20):
+        while b'"ready":true' not in record.read_bytes():  # noqa: ASYNC110 - a file tells nobody
+            await asyncio.sleep(0.05)
+    await worker.terminate()
+    await yard.nats.begin()
+    await yard.runtime.wait_ready(timeout_seconds=20)
+    assert isinstance(yard.fleet.replicas[ReplicaId("r-1")].phase, Loading)
+    yard.worker()
+    assert await answers(await yard.address())
+    assert (await yard.tags()).count(ModelReplicaReady.__name__) == 1
+
+
+async def test_a_worker_whose_name_was_taken_in_mid_life_ends_in_order(yard: Yard, tmp_path: Path) -> None:
+    """N3, X26: it was lost, another one has the name; its processes are nobody's and end with it."""
+    first = yard.worker()
+    await yard.until(lambda fleet: N1 in fleet.nodes)
+    await yard.place()
+    await yard.ready()
+    pid, incarnation = pid_of(yard), yard.fleet.nodes[N1].incarnation
+    await yard.decide(NodeLost(node=N1, incarnation=incarnation, silent_seconds=60, grace_seconds=600))
+    yard.worker(state="elsewhere")
+    await yard.until(lambda fleet: fleet.nodes[N1].incarnation != incarnation)
+    await yard.nats.end()
+    await yard.nats.begin()
+    with pytest.raises(NameTakenError):
+        await asyncio.wait_for(first.task, 40)
+    assert not alive(pid)
+    assert marked(tmp_path / "state") == []

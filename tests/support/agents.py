@@ -5,6 +5,7 @@ Invariant: nothing is left running: agents are stopped with their processes, wha
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Self
@@ -104,6 +105,32 @@ class Yard:
         worker = Worker(msgspec.structs.replace(settings, **changes))
         self._workers.append(worker)
         return worker
+
+    @contextlib.asynccontextmanager
+    async def killable_worker(self, *, state: str = "state") -> AsyncIterator[asyncio.subprocess.Process]:
+        """A worker in a process of its own, which leaves its replicas to the next one in that directory."""
+        ports = free_range()
+        options = {
+            "--name": N1,
+            "--nats-url": self.server.url,
+            "--registration-token": TOKEN,
+            "--state-dir": str(self.directory / state),
+            "--vram": "4GiB",
+            "--max-replicas-per-model": "2",
+            "--port-range": f"{ports.first}-{ports.last}",
+            "--at-end": "keep",
+        }
+        words = [word for option in options.items() for word in option]
+        with (self.directory / "worker.log").open("wb") as log:
+            worker = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "modelyard_services", "worker", *words, stdout=log, stderr=log
+            )
+        try:
+            yield worker
+        finally:
+            if worker.returncode is None:
+                worker.kill()
+            await worker.wait()
 
     async def decide(self, *events: AnyEvent, command: str | None = None) -> None:
         await self.commit(lambda _fleet: list(events), command=command)

@@ -1,12 +1,16 @@
 """A process is held by identity, never by a bare pid (rule W4)."""
 
+import asyncio
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import msgspec
 
 from modelyard_services.worker.processes import keeper
-from modelyard_services.worker.processes.handle import open_identity
-from modelyard_services.worker.processes.state import Identity
+from modelyard_services.worker.processes.handle import Handle, open_identity
+from modelyard_services.worker.processes.state import Identity, KeeperFile, lock_file
 
 
 def test_a_living_process_is_held() -> None:
@@ -24,6 +28,19 @@ def test_a_process_that_ended_is_not_held() -> None:
     identity = Identity(ended.pid, keeper.start_ticks(ended.pid))
     ended.wait()
     assert open_identity(identity) is None
+
+
+async def test_a_keeper_that_ends_while_it_is_looked_for_is_none(tmp_path: Path) -> None:
+    """W4, X26: its worker was killed, so it may end at any moment; the next worker must not fail over that."""
+    gone = Identity(os.getpid(), keeper.start_ticks(os.getpid()) - 1)
+    left = KeeperFile(keeper=gone, process=gone, started_at=0, problem=None)
+    (tmp_path / "keeper.json").write_bytes(msgspec.json.encode(left))
+    lock = lock_file(tmp_path / "lock")
+    assert lock is not None
+    looking = asyncio.create_task(Handle.find(tmp_path))
+    await asyncio.wait({looking}, timeout=0.2)
+    os.close(lock)
+    assert await looking is None
 
 
 def test_a_name_with_blanks_and_brackets_does_not_shift_the_fields() -> None:

@@ -86,23 +86,21 @@ class Handle:
         Raises:
             KeeperError: one holds the lock and can't be identified.
         """
-        lock = lock_file(directory / "lock")
-        if lock is not None:
-            os.close(lock)
-            return None
+        file: KeeperFile | None = None
         for _ in range(int(SETTLE_SECONDS / 0.05)):
+            # Looked at anew each time: a keeper may end while it is looked for, above all one whose worker was killed.
+            lock = lock_file(directory / "lock")
+            if lock is not None:
+                os.close(lock)
+                return None
             file = read_json(directory / "keeper.json", KeeperFile)
-            if file is not None:
-                return cls._adopt(directory, file.keeper)
+            pidfd = None if file is None else open_identity(file.keeper)
+            if file is not None and pidfd is not None:
+                return cls(file.keeper.pid, pidfd)
             await asyncio.sleep(0.05)  # the worker died between its order and the keeper's first word
-        raise KeeperError(f"{directory.name}: its keeper doesn't say who it is")
-
-    @classmethod
-    def _adopt(cls, directory: Path, identity: Identity) -> "Handle":
-        pidfd = open_identity(identity)
-        if pidfd is None:
-            raise KeeperError(f"{directory.name}: the lock is held, but not by process {identity.pid}")
-        return cls(identity.pid, pidfd)
+        if file is None:
+            raise KeeperError(f"{directory.name}: its keeper doesn't say who it is")
+        raise KeeperError(f"{directory.name}: the lock is held, but not by process {file.keeper.pid}")
 
     async def ended(self) -> None:
         """Returns once the keeper, and so all it kept, has ended."""

@@ -10,7 +10,7 @@ its last process has exited; nothing is restarted here, that is the reconciler's
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -121,7 +121,11 @@ class Processes:
                 await self._bury(record, directory)
             else:
                 self._ports.hold(record.port)
-                self._take_up(Kept(record, directory, handle, keeper_file(directory)))
+                kept = Kept(record, directory, handle, keeper_file(directory))
+                self._take_up(kept)
+                if record.ready:
+                    # Its worker may have been killed before anybody heard; told twice it changes nothing.
+                    await self._tell_loaded(kept)
         return self.running()
 
     async def start(self, request: StartRequest) -> Running | None:
@@ -211,7 +215,7 @@ class Processes:
             for file in files.values():
                 file.close()
 
-    async def follow(self, asked: str, *, lines: int = LINES_MAX) -> AsyncIterator[list[LogLine]]:
+    async def follow(self, asked: str, *, lines: int = LINES_MAX) -> AsyncGenerator[list[LogLine], None]:
         """The last lines, then what comes, in time order within each slice; ends once no process of it is left."""
         files = self._log_files(asked)
         try:
@@ -301,7 +305,6 @@ class Processes:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, pause_max)
             outcome = await self._probe(kept)
-        memory = await self.measure(kept.replica)
         if kept.stopping:
             return False
         kept.record = msgspec.structs.replace(kept.record, ready=True)
@@ -309,8 +312,14 @@ class Processes:
             self._state.write(kept.record)
         except OSError as error:  # a full disk; the next worker will only find out anew that it is ready
             _log.warning("can't record that a replica is ready", replica=kept.replica, error=str(error))
-        self._on_fact(Loaded(replica=kept.replica, address=self._settings.address(kept.process.port), memory=memory))
+        await self._tell_loaded(kept)
         return True
+
+    async def _tell_loaded(self, kept: Kept) -> None:
+        memory = await self.measure(kept.replica)
+        if not kept.stopping and kept.replica in self._kept:
+            address = self._settings.address(kept.process.port)
+            self._on_fact(Loaded(replica=kept.replica, address=address, memory=memory))
 
     async def _probe_in_background(self, kept: Kept) -> None:
         misses = 0
