@@ -19,7 +19,14 @@ REPORT = "report"
 OFFER = "offer"
 PING = "ping"
 LOGS = "logs"
+RENEW = "renew"
 USED = "used"
+
+LOGS_RENEW_SECONDS = 10.0
+"""How often somebody who follows logs says that they still listen."""
+
+LOGS_LEASE_SECONDS = 30.0
+"""How long a worker follows for somebody who doesn't say so: three renewals, so that one may get lost."""
 
 
 class Register(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -142,11 +149,15 @@ class Offered(msgspec.Struct, frozen=True, tag="offered"):
 
 
 class LogsRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Lines of one replica (`model#index` or id), or of all replicas of a model, merged by time (rule W7)."""
+    """Lines of one replica (`model#index` or id), or of all replicas of a model, merged by time (rule W7).
+
+    `lease` is the asker's own name for this request: what it follows ends unless `renew` tells that name in time.
+    """
 
     key: str
     lines: int = 100
     follow: bool = False
+    lease: str = ""
 
 
 class LogLine(msgspec.Struct, frozen=True):

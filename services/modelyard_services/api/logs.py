@@ -5,18 +5,20 @@ Invariant: lines of several replicas come in time order; a worker that is away i
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
 from typing import Annotated, Final
 
 import msgspec
+import structlog
 from litestar import Controller, get
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from modelyard_events.envelope import instant
 from modelyard_events.ids import NodeName, ReplicaId
-from modelyard_events.requests import LOGS, LogLine, LogsReply, LogsRequest
+from modelyard_events.requests import LOGS, LOGS_RENEW_SECONDS, RENEW, LogLine, LogsReply, LogsRequest
 from modelyard_events.subjects import worker_subject
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import ApiRequest, Service, service_of
@@ -28,6 +30,11 @@ LINES_MAX: Final = 1_000
 
 ANSWER_SECONDS: Final = 5.0
 """A worker that has said nothing for so long is away."""
+
+LEASE_BYTES: Final = 16
+"""Of a name that no other follower can guess or meet by chance."""
+
+_log = structlog.get_logger(__name__)
 
 NDJSON: Final = "application/x-ndjson"
 
@@ -78,7 +85,7 @@ class Logs(Controller):
 async def _answer(service: Service, nodes: Sequence[NodeName], wanted: LogsRequest) -> Stream:
     bus = service.runtime.bus
     if wanted.follow:
-        return Stream(_followed(bus, nodes, wanted), media_type=NDJSON)
+        return Stream(followed(bus, nodes, wanted), media_type=NDJSON)
     slices = await asyncio.gather(*[_collected(bus, node, wanted) for node in nodes])
     found = sorted((line for lines in slices for line in lines), key=lambda line: line.time)[-wanted.lines :]
     return Stream(_encoded(found), media_type=NDJSON)
@@ -97,11 +104,17 @@ async def _collected(bus: Bus, node: NodeName, wanted: LogsRequest) -> list[Line
     return lines
 
 
-async def _followed(bus: Bus, nodes: Sequence[NodeName], wanted: LogsRequest) -> AsyncGenerator[bytes, None]:
+async def followed(
+    bus: Bus, nodes: Sequence[NodeName], wanted: LogsRequest, *, renew_seconds: float = LOGS_RENEW_SECONDS
+) -> AsyncGenerator[bytes, None]:
+    """Lines as they come, one JSON object a line. Workers are told so for as long as somebody reads them."""
     queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=LINES_MAX)
 
     async def feed(node: NodeName) -> None:
-        async with contextlib.aclosing(_asked(bus, node, wanted)) as replies:
+        lease = secrets.token_hex(LEASE_BYTES)
+        leased = msgspec.structs.replace(wanted, lease=lease)
+        renewed = _renewed(bus, node, lease, seconds=renew_seconds)
+        async with renewed, contextlib.aclosing(_asked(bus, node, leased)) as replies:
             async for reply in replies:
                 for line in reply.lines:
                     await queue.put(msgspec.json.encode(_view(node, line)) + b"\n")
@@ -120,6 +133,25 @@ async def _followed(bus: Bus, nodes: Sequence[NodeName], wanted: LogsRequest) ->
         finally:
             for task in feeds:
                 task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _renewed(bus: Bus, node: NodeName, lease: str, *, seconds: float) -> AsyncIterator[None]:
+    """Tell the worker that somebody listens, for as long as somebody does."""
+    task = asyncio.create_task(_renew(bus, node, lease, seconds=seconds))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _renew(bus: Bus, node: NodeName, lease: str, *, seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await bus.publish(worker_subject(node, RENEW), lease.encode())
+        except UnavailableError as away:
+            _log.info("a log lease has to wait", node=node, problem=away.detail)
 
 
 async def _asked(bus: Bus, node: NodeName, wanted: LogsRequest) -> AsyncGenerator[LogsReply, None]:

@@ -1,10 +1,12 @@
 """What the control plane may ask a worker directly: are you there, and what do your processes say.
 
-Invariant: answers come from what runs here now; nothing asked changes anything.
+Invariant: answers come from what runs here now; nothing asked changes anything; nobody is followed for who stopped
+listening.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 from typing import Final
 
 import msgspec
@@ -13,7 +15,16 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
-from modelyard_events.requests import LOGS, PING, USED, LogLine, LogsReply, LogsRequest
+from modelyard_events.requests import (
+    LOGS,
+    LOGS_LEASE_SECONDS,
+    PING,
+    RENEW,
+    USED,
+    LogLine,
+    LogsReply,
+    LogsRequest,
+)
 from modelyard_events.subjects import worker_subject
 from modelyard_services.worker.processes.supervisor import Processes
 
@@ -29,13 +40,22 @@ _log = structlog.get_logger(__name__)
 
 
 class Answers:
-    """Answers `ping` and `logs`, and takes note of `used`."""
+    """Answers `ping` and `logs`, and takes note of `used` and `renew`."""
 
-    def __init__(self, node: NodeName, incarnation: IncarnationId, processes: Processes) -> None:
+    def __init__(
+        self,
+        node: NodeName,
+        incarnation: IncarnationId,
+        processes: Processes,
+        *,
+        lease_seconds: float = LOGS_LEASE_SECONDS,
+    ) -> None:
         self._node = node
         self._incarnation = incarnation
         self._processes = processes
+        self._lease_seconds = lease_seconds
         self._followers: set[asyncio.Task[None]] = set()
+        self._leases: dict[str, asyncio.Timeout] = {}
         self.last_used_ns: dict[ReplicaId, int] = {}
 
     async def listen(self, client: Client) -> None:
@@ -46,6 +66,7 @@ class Answers:
 
         await client.subscribe(worker_subject(self._node, PING), cb=self._on_ping)
         await client.subscribe(worker_subject(self._node, LOGS), cb=on_logs)
+        await client.subscribe(worker_subject(self._node, RENEW), cb=self._on_renew)
         await client.subscribe(worker_subject(self._node, USED), cb=self._on_used)
 
     async def close(self) -> None:
@@ -71,6 +92,11 @@ class Answers:
         for replica in self.last_used_ns.keys() - alive:
             del self.last_used_ns[replica]
 
+    async def _on_renew(self, message: Msg) -> None:
+        lease = self._leases.get(message.data.decode(errors="replace"))
+        if lease is not None and not lease.expired():
+            lease.reschedule(asyncio.get_running_loop().time() + self._lease_seconds)
+
     def _follow_in_background(self, client: Client, message: Msg) -> None:
         if len(self._followers) >= FOLLOWERS_MAX:
             _log.warning("too many log followers", limit=FOLLOWERS_MAX)
@@ -85,19 +111,30 @@ class Answers:
         except msgspec.MsgspecError as error:
             _log.warning("log request can't be read", problem=str(error))
             return
-        async for lines in self._slices(request):
-            await client.publish(message.reply, msgspec.json.encode(LogsReply(lines=lines)))
+        lease = asyncio.timeout(self._lease_seconds)
+        try:
+            async with lease:
+                self._leases[request.lease] = lease
+                async with contextlib.aclosing(self._slices(request)) as slices:
+                    async for lines in slices:
+                        await client.publish(message.reply, msgspec.json.encode(LogsReply(lines=lines)))
+        except TimeoutError:
+            _log.info("nobody listens to these logs any more", key=request.key)
+        finally:
+            if self._leases.get(request.lease) is lease:
+                del self._leases[request.lease]
         await client.publish(message.reply, msgspec.json.encode(LogsReply(end=True)))
 
-    async def _slices(self, request: LogsRequest) -> AsyncIterator[tuple[LogLine, ...]]:
+    async def _slices(self, request: LogsRequest) -> AsyncGenerator[tuple[LogLine, ...], None]:
         if not request.follow:
             lines = await self._processes.logs(request.key, lines=request.lines)
             for part in _parts(lines):
                 yield part
             return
-        async for found in self._processes.follow(request.key, lines=request.lines):
-            for part in _parts(found):
-                yield part
+        async with contextlib.aclosing(self._processes.follow(request.key, lines=request.lines)) as slices:
+            async for found in slices:
+                for part in _parts(found):
+                    yield part
 
 
 def _parts(lines: list[LogLine]) -> list[tuple[LogLine, ...]]:
