@@ -21,6 +21,7 @@ from modelyard_events.reservation import ReservationReleased
 from modelyard_events.spec import Health, ModelSpec
 from modelyard_events.subjects import router_telemetry_subject, worker_subject
 from modelyard_events.telemetry import Heartbeat, ReplicaReading, RouterReport
+from modelyard_projections.demand import ROUTER_GONE_NS
 from modelyard_projections.fleet import ReplicaState
 from modelyard_services.effects.bus import MemoryBus
 from modelyard_services.effects.health import Healthy, Outcome, Refused, TimedOut
@@ -257,6 +258,33 @@ async def test_two_routers_see_each_others_leases_and_forget_those_of_one_that_l
             assert (await other.route("m")).replica != first.replica
             await eventually(lambda: bool(one._board._others))
         assert dict(one._board._others) == {}
+
+
+async def test_the_leases_of_a_router_that_was_killed_are_forgotten(world: World) -> None:
+    """X16, T2: it says no goodbye; its silence frees what it held."""
+    await world.happens(*two_ready())
+    report = RouterReport(router="killed", folded_sequence=1, in_flight={ReplicaId("r-1"): 3})
+    almost_silent_ns = world.runtime.clock.monotonic_ns() - ROUTER_GONE_NS + 300_000_000
+    world.runtime.demand.hear_router(report, now_ns=almost_silent_ns)
+    async with world.router() as router:
+        await eventually(lambda: dict(router._board._others) == {"r-1": 3})
+        assert {(await router.route("m")).replica for _ in range(2)} == {"r-2"}
+        await eventually(lambda: dict(router._board._others) == {})
+        assert (await router.route("m")).replica == "r-1"
+
+
+async def test_a_connection_that_fails_takes_out_that_replica_alone(world: World) -> None:
+    """X12, X14: its sibling serves on, nothing ends and nothing is loaded."""
+    await world.happens(*two_ready())
+    async with world.router() as router:
+        failed = await router.route("m")
+        world.answers[failed.address] = Refused()
+        before = world.runtime.fleet.sequence
+        router.failed(failed, "connection refused")
+        assert [candidate.replica for candidate in router._board.shut_ones()] == [failed.replica]
+        sibling = {(await router.route("m")).replica for _ in range(4)}
+        assert sibling == {"r-1", "r-2"} - {failed.replica}
+        assert world.runtime.fleet.sequence == before
 
 
 async def test_the_last_use_of_a_replica_survives_a_restart_of_the_router(world: World) -> None:
