@@ -4,8 +4,9 @@ Invariant: `body` is the entry byte for byte as the log holds it, so the history
 can be checked against it; the columns beside it are what questions filter by (rules H1, H3).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from typing import Final, Literal
 
 import msgspec
@@ -13,9 +14,10 @@ import msgspec
 from modelyard_events.codec import subject_of, tag_of
 from modelyard_events.decision import Decision, DecisionKind
 from modelyard_events.envelope import Recorded
-from modelyard_events.ids import ReplicaId, ReservationId
+from modelyard_events.ids import ModelName, ReplicaId, ReservationId
 from modelyard_events.reservation import ReplicaHolder
 from modelyard_projections.fleet.picture import FleetState
+from modelyard_projections.homes import Homes
 
 MentionKind = Literal["node", "model", "replica", "reservation"]
 Mention = tuple[MentionKind, str]
@@ -119,15 +121,37 @@ def column_text(text: str) -> str:
 
 def mentions(recorded: Recorded, before: FleetState) -> list[Mention]:
     """The entities that an event concerns, each once: those it names, and the models behind them."""
+
+    def holder_of(reservation: ReservationId) -> ReplicaId | None:
+        found = before.reservations.get(reservation)
+        return found.holder.replica if found is not None and isinstance(found.holder, ReplicaHolder) else None
+
+    def model_of(replica: ReplicaId) -> ModelName | None:
+        found = before.replicas.get(replica)
+        return None if found is None else found.model
+
+    return _mentions(recorded, holder_of, model_of)
+
+
+def mentions_from(recorded: Recorded, homes: Homes) -> list[Mention]:
+    """The same for an event that was folded long ago; `homes` has folded it too, or is about to."""
+    holder_of = partial(homes.holder_of, before=recorded.sequence)
+    model_of = partial(homes.model_of, before=recorded.sequence)
+    return _mentions(recorded, holder_of, model_of)
+
+
+def _mentions(
+    recorded: Recorded,
+    holder_of: Callable[[ReservationId], ReplicaId | None],
+    model_of: Callable[[ReplicaId], ModelName | None],
+) -> list[Mention]:
     named = dict.fromkeys(_named(recorded))
     for kind, name in list(named):
-        if kind == "reservation":
-            reservation = before.reservations.get(ReservationId(name))
-            if reservation is not None and isinstance(reservation.holder, ReplicaHolder):
-                named["replica", reservation.holder.replica] = None
+        if kind == "reservation" and (holder := holder_of(ReservationId(name))) is not None:
+            named["replica", holder] = None
     for kind, name in list(named):
-        if kind == "replica" and (replica := before.replicas.get(ReplicaId(name))) is not None:
-            named["model", replica.model] = None
+        if kind == "replica" and (model := model_of(ReplicaId(name))) is not None:
+            named["model", model] = None
     return list(named)
 
 

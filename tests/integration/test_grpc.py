@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from modelyard_events.fleet import FleetTokenCreated
+from modelyard_events.node import NodeLost, NodeRecovered
 from modelyard_services.errors import STATUS_OF
 from modelyard_services.policy.access import Access
 from modelyard_services.policy.tokens import digest_of
@@ -22,7 +23,7 @@ from modelyard_services.router.main import scheduler
 from modelyard_services.router.proto.modelyard.v1 import scheduler_pb2 as pb
 from modelyard_services.router.proto.modelyard.v1.scheduler_pb2_grpc import SchedulerStub
 from modelyard_services.router.router import Router
-from tests.support.given import a_drain
+from tests.support.given import a_drain, incarnation_of
 from tests.support.nats_servers import Servers
 from tests.support.scheduler_code import CONTRACT, SERVICES, generate
 from tests.support.yard import Yard, a_router, a_yard, leases_on
@@ -133,6 +134,43 @@ async def test_changes_are_told_in_order_each_once_from_any_sequence(yard: Yard)
         with pytest.raises(grpc.aio.AioRpcError) as beyond:
             await stub.Watch(pb.WatchRequest(after=10**9)).read()
         assert beyond.value.code() is grpc.StatusCode.OUT_OF_RANGE
+
+
+async def test_a_lost_nodes_replicas_are_told_as_unreachable_until_it_is_heard(yard: Yard) -> None:
+    """N9: to whoever watched from the start, and to whoever asks later."""
+    await yard.model(nodes=["n1", "n2"])
+    await yard.model("other", nodes=[])
+    for replica, node, model in (("r-1", "n1", "m"), ("r-2", "n2", "m"), ("r-3", "n1", "other")):
+        await yard.ready(replica, node=node, model=model)
+    async with a_channel(yard) as (router, channel):
+        stub = SchedulerStub(channel)  # type: ignore[no-untyped-call]  # generated
+        since = router.runtime.fleet.sequence
+        watching = stub.Watch(pb.WatchRequest(after=since, model="m"))
+        await yard.commit(*a_drain("r-1", node="n1"))
+        life = incarnation_of("n1")
+        await yard.commit(NodeLost(node="n1", incarnation=life, silent_seconds=60, grace_seconds=600))
+        await yard.commit(NodeRecovered(node="n1", incarnation=life))
+        told = [await asyncio.wait_for(watching.read(), 10) for _ in range(3)]
+        states = [(change.replica.replica, pb.ReplicaChange.State.Name(change.replica.state)) for change in told]
+        assert states == [("r-1", f"STATE_{state}") for state in ("DRAINING", "UNREACHABLE", "DRAINING")]
+        assert (told[1].replica.reason, told[2].replica.reason) == ("node.lost.v1", "node.recovered.v1")
+        watching.cancel()
+        later = stub.Watch(pb.WatchRequest(after=since))
+        everything = [await asyncio.wait_for(later.read(), 10) for _ in range(5)]
+        assert {change.replica.replica for change in everything} == {"r-1", "r-3"}
+        assert [change for change in everything if change.model == "m"] == told
+        later.cancel()
+
+
+async def test_until_the_fold_has_caught_up_nobody_is_let_in_nor_turned_away(yard: Yard) -> None:
+    """N4, T8: before that no token is known."""
+    async with a_channel(yard) as (router, channel):
+        stub = SchedulerStub(channel)  # type: ignore[no-untyped-call]  # generated
+        router.runtime.feed.caught_up = False
+        for call in (stub.Route(pb.RouteRequest(model="m")), stub.Watch(pb.WatchRequest(after=0)).read()):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_health_and_reflection_answer(yard: Yard) -> None:

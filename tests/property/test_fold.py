@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from modelyard_events.envelope import Recorded
 from modelyard_projections.fleet import Fleet
 from modelyard_projections.hashing import Changes, StateHash, hash_of_rows
+from modelyard_projections.history import mentions, mentions_from
+from modelyard_projections.homes import Homes
 from modelyard_projections.rows import ROW_TYPES
 from tests.support.histories import Historian, decoded, stored
 
@@ -88,3 +90,19 @@ class _Rows:
     @property
     def hash(self) -> str:
         return hash_of_rows(msgspec.json.decode(body, type=ROW_TYPES[table]) for (table, _), body in self._rows.items())
+
+
+@settings(deadline=None, max_examples=25)
+@given(histories(), st.integers(0, 3))
+def test_an_event_told_later_concerns_the_entities_it_concerned_then(batches: list[list[Recorded]], kept: int) -> None:
+    """H1: as long as the end of its replicas is remembered."""
+    fleet, homes, few = Fleet(), Homes(), Homes(ended_max=kept)
+    told = []
+    for recorded in (one for batch in batches for one in batch):
+        told.append((recorded, mentions(recorded, fleet)))
+        assert mentions_from(recorded, homes) == mentions(recorded, fleet)
+        for known in (fleet, homes, few):
+            known.apply(recorded)
+    assert [mentions_from(recorded, homes) for recorded, _then in told] == [then for _recorded, then in told]
+    for recorded, then in told:
+        assert recorded.sequence <= few.complete_since or mentions_from(recorded, few) == then

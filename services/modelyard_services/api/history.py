@@ -4,7 +4,7 @@ Invariant: every event is shown with its actor and its cause; a page and a strea
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -13,17 +13,23 @@ from litestar import Controller, get
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
-from modelyard_events.codec import decode, tag_of
+from modelyard_events.codec import tag_of
 from modelyard_events.envelope import Recorded
 from modelyard_projections import queries
+from modelyard_projections.history import mentions_from
+from modelyard_projections.homes import Homes
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import PAGE_MAX, ApiRequest, Service, service_of
 from modelyard_services.effects.database import Database
+from modelyard_services.effects.feed import recorded_after
 from modelyard_services.effects.log.contract import Log
 from modelyard_services.errors import InvalidRequestError, NotFoundError, OverloadedError, UnavailableError
 
 STREAMS_MAX: Final = 64
 """Event streams at a time: each is its own reader of the log."""
+
+FOLD_SECONDS_MAX: Final = 30.0
+"""How far our own fold may be behind a stream's reader of the same log."""
 
 
 class EventView(msgspec.Struct, frozen=True):
@@ -115,7 +121,7 @@ class History(Controller):
         service = service_of(request)
         wanted = _Wanted(node, model, event_type, actor, correlation)
         start = _start(request, after, service.fleet.sequence)
-        return ServerSentEvent(_stream(service, start, wanted))
+        return ServerSentEvent(_stream(service, _open(service, start, wanted), start, wanted))
 
     @get("/decisions/{decision:str}", summary="Show a decision")
     async def show_decision(self, request: ApiRequest, decision: FromPath[str]) -> DecisionView:
@@ -137,7 +143,7 @@ class History(Controller):
 
 
 class _Wanted(msgspec.Struct, frozen=True):
-    """The filters of a stream."""
+    """The filters of a stream, with the meaning they have for a page."""
 
     node: str | None
     model: str | None
@@ -145,40 +151,60 @@ class _Wanted(msgspec.Struct, frozen=True):
     actor: str | None
     correlation: str | None
 
-    def takes(self, recorded: Recorded) -> bool:
-        event, envelope = recorded.event, recorded.envelope
-        tag = tag_of(event)
+    def takes(self, recorded: Recorded, homes: Homes) -> bool:
+        envelope, tag = recorded.envelope, tag_of(recorded.event)
         return (
-            (self.node is None or getattr(event, "node", None) == self.node)
-            and (self.model is None or getattr(event, "model", None) == self.model)
-            and (self.type is None or tag == self.type or tag.startswith(self.type + "."))
+            (self.type is None or tag == self.type or tag.startswith(self.type + "."))
             and (self.actor is None or envelope.actor.name == self.actor)
             and (self.correlation is None or envelope.correlation == self.correlation)
+            and ((self.node is None and self.model is None) or self._concerns(recorded, homes))
+        )
+
+    def _concerns(self, recorded: Recorded, homes: Homes) -> bool:
+        mentioned = mentions_from(recorded, homes)
+        return all(
+            name is None or (kind, name) in mentioned for kind, name in (("node", self.node), ("model", self.model))
         )
 
 
 _streams = asyncio.BoundedSemaphore(STREAMS_MAX)
 
 
-async def _stream(service: Service, start: int, wanted: _Wanted) -> AsyncGenerator[ServerSentEventMessage, None]:
-    if _streams.locked():
-        raise OverloadedError(f"{STREAMS_MAX} event streams are open already", retry_after_seconds=5)
-    log = service.runtime.log
-    if log is None:
-        raise UnavailableError("the log is away", retry_after_seconds=2)
+async def _stream(
+    service: Service, log: Log, start: int, wanted: _Wanted
+) -> AsyncGenerator[ServerSentEventMessage, None]:
     async with _streams:
-        async for recorded in _followed(log, start):
-            if wanted.takes(recorded):
+        async for recorded in recorded_after(log, start):
+            if recorded.sequence > service.fleet.sequence:
+                # Homes are as old as the fold, a moment behind the log.
+                await service.runtime.feed.passed(recorded.sequence, timeout_seconds=FOLD_SECONDS_MAX)
+            if wanted.takes(recorded, service.homes):
                 view = _view(recorded)
                 yield ServerSentEventMessage(
                     data=msgspec.json.encode(view).decode(), event=view.type, id=recorded.sequence
                 )
 
 
-async def _followed(log: Log, start: int) -> AsyncIterator[Recorded]:
-    async for chunk in log.follow(after=start):
-        for one in chunk:
-            yield decode(one.body, sequence=one.sequence, time_ns=one.time_ns, event_id=one.event_id)
+def _open(service: Service, start: int, wanted: _Wanted) -> Log:
+    """The log to follow.
+
+    Raises:
+        OverloadedError: too many follow already.
+        UnavailableError: the log is away.
+        InvalidRequestError: the stream would begin before what is remembered of ended replicas.
+    """
+    if _streams.locked():
+        raise OverloadedError(f"{STREAMS_MAX} event streams are open already", retry_after_seconds=5)
+    if service.runtime.log is None:
+        raise UnavailableError("the log is away", retry_after_seconds=2)
+    since = service.homes.complete_since
+    if wanted.model is not None and start < since:
+        raise InvalidRequestError(
+            f"streams of one model go back to sequence {since}: page through /events up to there",
+            field="after",
+            value=start,
+        )
+    return service.runtime.log
 
 
 def _view(recorded: Recorded) -> EventView:

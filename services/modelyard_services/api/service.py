@@ -15,6 +15,7 @@ from litestar.datastructures import State
 from modelyard_events.envelope import AnyEvent, Envelope
 from modelyard_events.ids import ModelName, NodeName
 from modelyard_projections.fleet import Fleet, ModelState, NodeState
+from modelyard_projections.homes import Homes
 from modelyard_services.api.traces import TRACE_KEY
 from modelyard_services.effects.database import Database
 from modelyard_services.effects.journal import Committed
@@ -51,6 +52,7 @@ class Service(msgspec.Struct, frozen=True):
     router: Router | None = None
     database: Database | None = None
     search: Surveyor = survey
+    homes: Homes = msgspec.field(default_factory=Homes)
 
     @property
     def fleet(self) -> Fleet:

@@ -19,6 +19,9 @@ DEFAULT_API: Final = "http://127.0.0.1:7070"
 TIMEOUT_SECONDS: Final = 90.0
 """Longer than the longest answer the API holds back: 60 s for a cold model."""
 
+WIDTH_MAX: Final = 10_000
+"""Of a line that goes to a file or a program: there a wrapped cell is a broken one."""
+
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 
@@ -115,7 +118,7 @@ def segment(value: str) -> str:
 
 def console() -> Console:
     """Where people read; as wide as the text needs when it isn't a terminal, so that nothing is cut."""
-    return Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 240)
+    return Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else WIDTH_MAX)
 
 
 def _text(value: Any) -> Any:

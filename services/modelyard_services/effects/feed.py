@@ -6,7 +6,7 @@ read further stops the feed with sequence and reason, and nothing is skipped.
 
 import asyncio
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -23,6 +23,18 @@ FOLD_SLICE: Final = 500
 OnBatch = Callable[[Sequence[Recorded], list[Touched]], None]
 
 _log = structlog.get_logger(__name__)
+
+
+async def recorded_after(log: Log, after: int) -> AsyncIterator[Recorded]:
+    """Every event after that sequence, and then those to come.
+
+    Raises:
+        LogFailure: the log can't be read on.
+        UndecodableEventError: an event needs a newer reader.
+    """
+    async for chunk in log.follow(after=after):
+        for one in chunk:
+            yield decode(one.body, sequence=one.sequence, time_ns=one.time_ns, event_id=one.event_id)
 
 
 class Feed:

@@ -1,16 +1,17 @@
 """The log told as changes of models and their replicas, for those who watch over gRPC.
 
-Invariant: every change is in its model's own events, so it can be told from any sequence on without a fold, in
-order, each once; the last sequence told is where to go on from.
+Invariant: changes are told in order, each once, and can be told from any sequence on; the last sequence told is where
+to go on from.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from datetime import datetime
+from typing import assert_never
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from modelyard_events.base import ModelEvent
-from modelyard_events.codec import decode, tag_of
+from modelyard_events.base import FleetEvent, ModelEvent, NodeEvent
+from modelyard_events.codec import tag_of
 from modelyard_events.envelope import Recorded
 from modelyard_events.ids import ModelName, ReplicaId
 from modelyard_events.model import (
@@ -21,41 +22,36 @@ from modelyard_events.model import (
     ModelReplicaEnded,
     ModelReplicaReady,
 )
-from modelyard_events.subjects import model_subject
-from modelyard_services.effects.log.contract import Log
+from modelyard_events.node import NodeLost, NodeRecovered
+from modelyard_events.replica import ReplicaAdopted
+from modelyard_projections.homes import Home, Homes
 from modelyard_services.router.proto.modelyard.v1.scheduler_pb2 import Change, ModelChange, ReplicaChange
 
 
-async def changes(log: Log, *, after: int, model: ModelName | None) -> AsyncIterator[Change]:
-    """All changes after that sequence, of one model or of all, and then those to come.
-
-    Raises:
-        LogFailure: the log can't be read on.
-        UndecodableEventError: an event needs a newer reader.
-    """
-    subject = None if model is None else model_subject(model)
-    async for chunk in log.follow(after=after, subject=subject):
-        for stored in chunk:
-            recorded = decode(stored.body, sequence=stored.sequence, time_ns=stored.time_ns, event_id=stored.event_id)
-            for change in changes_of(recorded):
-                yield change
-
-
-def changes_of(recorded: Recorded) -> list[Change]:
-    """What one event changes for those who watch; nothing for events of nodes and of the fleet."""
+def changes_of(recorded: Recorded, homes: Homes, *, model: ModelName | None = None) -> list[Change]:
+    """What one event changes for those who watch `model`, or all; `homes` has folded the event or is about to."""
     event = recorded.event
-    if not isinstance(event, ModelEvent):
-        return []
-    replicas = _replicas(recorded)
+    match event:
+        case ModelEvent() if model in {None, event.model}:
+            return _of_model(recorded, event)
+        case NodeLost() | NodeRecovered() | ReplicaAdopted():
+            return _of_node(recorded, event, homes, model)
+        case ModelEvent() | NodeEvent() | FleetEvent():
+            return []
+        case _:
+            assert_never(event)
+
+
+def _of_model(recorded: Recorded, event: ModelEvent) -> list[Change]:
+    replicas = _replicas(event)
     if replicas is None:
         revision = event.revision if isinstance(event, ModelDefined | ModelRedefined) else ""
-        changed = ModelChange(type=tag_of(event), revision=revision)
-        return [_change(recorded, event.model, changed=changed)]
+        return [_change(recorded, event.model, changed=ModelChange(type=tag_of(recorded.event), revision=revision))]
     return [_change(recorded, event.model, replica=replica) for replica in replicas]
 
 
-def _replicas(recorded: Recorded) -> list[ReplicaChange] | None:
-    match recorded.event:
+def _replicas(event: ModelEvent) -> list[ReplicaChange] | None:
+    match event:
         case ModelReplicaAdded(replica=replica, node=node, replica_index=index, revision=revision):
             placed = ReplicaChange.STATE_PLACED
             return [ReplicaChange(replica=replica, state=placed, node=node, replica_index=index, revision=revision)]
@@ -67,6 +63,39 @@ def _replicas(recorded: Recorded) -> list[ReplicaChange] | None:
             return _each(replicas, ReplicaChange.STATE_UNLOADED, reason, detail)
         case _:
             return None  # a change of the model itself, told by its tag
+
+
+def _of_node(
+    recorded: Recorded, event: NodeLost | NodeRecovered | ReplicaAdopted, homes: Homes, model: ModelName | None
+) -> list[Change]:
+    """Replicas that can't be reached any more, or can again: in the state they had."""
+    found = homes.on_node(event.node, before=recorded.sequence)
+    if isinstance(event, ReplicaAdopted):
+        found = [(replica, home) for replica, home in found if replica == event.replica]
+    lost = isinstance(event, NodeLost)
+    return [
+        _change(
+            recorded,
+            home.model,
+            replica=ReplicaChange(
+                replica=replica,
+                state=ReplicaChange.STATE_UNREACHABLE if lost else _state(home, recorded.sequence),
+                node=home.node,
+                reason=tag_of(recorded.event),
+            ),
+        )
+        for replica, home in found
+        if model in {None, home.model}
+    ]
+
+
+def _state(home: Home, sequence: int) -> ReplicaChange.State:
+    """The state of a living replica before that sequence."""
+    if home.draining is not None and home.draining < sequence:
+        return ReplicaChange.STATE_DRAINING
+    if home.ready is not None and home.ready < sequence:
+        return ReplicaChange.STATE_READY
+    return ReplicaChange.STATE_PLACED
 
 
 def _each(

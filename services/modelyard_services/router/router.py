@@ -23,6 +23,7 @@ from modelyard_events.envelope import Actor, Recorded
 from modelyard_events.ids import LeaseId, ModelName, ReplicaId
 from modelyard_events.telemetry import ROUTER_REPORT_SECONDS, RouterReport
 from modelyard_projections.fleet import Touched
+from modelyard_projections.homes import Homes
 from modelyard_services.effects.health import Outcome, describe
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing import span
@@ -88,6 +89,8 @@ class Router:
         self._checking: dict[ReplicaId, int] = {}
         self._task: asyncio.Task[None] | None = None
         self._reopening: set[asyncio.Task[None]] = set()
+        self.homes = Homes()
+        """Where replicas belong, for those who are told of changes."""
         runtime.on_batch(self._fold)
         runtime.on_report(self._hear)
         runtime.on_problems(self._unheard)
@@ -288,7 +291,9 @@ class Router:
 
     # What others say.
 
-    def _fold(self, _events: Sequence[Recorded], touched: list[Touched]) -> None:
+    def _fold(self, events: Sequence[Recorded], touched: list[Touched]) -> None:
+        for recorded in events:
+            self.homes.apply(recorded)
         self._queues.wake(self._board.fold(touched))
         for kind, key in touched:
             if kind == "replica" and key not in self.runtime.fleet.replicas:

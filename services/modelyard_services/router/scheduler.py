@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import grpc.aio
 
-from modelyard_events.envelope import instant
+from modelyard_events.envelope import Recorded, instant
 from modelyard_events.fleet import Role
 from modelyard_events.ids import ModelName
+from modelyard_services.effects.feed import recorded_after
 from modelyard_services.effects.tracing import request_span
 from modelyard_services.errors import (
     InvalidRequestError,
@@ -22,7 +23,7 @@ from modelyard_services.errors import (
 )
 from modelyard_services.policy.access import Access
 from modelyard_services.router import leases
-from modelyard_services.router.changes import changes, timestamp
+from modelyard_services.router.changes import changes_of, timestamp
 from modelyard_services.router.failures import failure
 from modelyard_services.router.loading import Caller
 from modelyard_services.router.proto.modelyard.v1 import scheduler_pb2 as pb
@@ -33,6 +34,9 @@ WATCHERS_MAX: Final = 128
 """Each reads the log on a connection of its own."""
 
 WAIT_SECONDS_MAX: Final = 600.0
+
+FOLD_SECONDS_MAX: Final = 30.0
+"""How far our own fold may be behind a watcher's reader of the same log."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -84,9 +88,14 @@ class Scheduler(SchedulerServicer):
                 if log is None:
                     raise UnavailableError("the log is away", retry_after_seconds=2)
                 after = request.after if request.HasField("after") else self._router.runtime.fleet.sequence
-                model = ModelName(request.model) if request.model else None
-                async for change in changes(log, after=after, model=model):
-                    yield change
+                async for recorded in recorded_after(log, after):
+                    for change in await self._changes(recorded, ModelName(request.model) if request.model else None):
+                        yield change
+
+    async def _changes(self, recorded: Recorded, model: ModelName | None) -> list[pb.Change]:
+        # Homes are as old as the fold, a moment behind the log.
+        await self._router.runtime.feed.passed(recorded.sequence, timeout_seconds=FOLD_SECONDS_MAX)
+        return changes_of(recorded, self._router.homes, model=model)
 
     @contextlib.contextmanager
     def _watcher(self) -> Iterator[None]:
@@ -99,6 +108,8 @@ class Scheduler(SchedulerServicer):
             self._watchers -= 1
 
     def _caller(self, context: Context, role: Role) -> Caller:
+        # Before that no token is known, and whoever needs one would be let in or turned away for good.
+        self._router.runtime.require_caught_up()
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         identity = self._access.identify(metadata)
         identity.require(role)

@@ -86,11 +86,13 @@ class ReplicaChange(_message.Message):
         STATE_READY: _ClassVar[ReplicaChange.State]
         STATE_DRAINING: _ClassVar[ReplicaChange.State]
         STATE_UNLOADED: _ClassVar[ReplicaChange.State]
+        STATE_UNREACHABLE: _ClassVar[ReplicaChange.State]
     STATE_UNSPECIFIED: ReplicaChange.State
     STATE_PLACED: ReplicaChange.State
     STATE_READY: ReplicaChange.State
     STATE_DRAINING: ReplicaChange.State
     STATE_UNLOADED: ReplicaChange.State
+    STATE_UNREACHABLE: ReplicaChange.State
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
