@@ -2,6 +2,8 @@
 
 import msgspec
 
+from modelyard_events.spec import ScheduleSource
+
 
 class NatsSettings(msgspec.Struct, frozen=True):
     """How to reach NATS in the control role.
@@ -35,11 +37,26 @@ class ProcessSettings(msgspec.Struct, frozen=True):
     status_port: int | None = None
 
 
+class Given(msgspec.Struct, frozen=True):
+    """What somebody gave, and whether by an option (`flag`) or by its variable (`env`)."""
+
+    value: str
+    source: ScheduleSource
+
+
+class ConfigurationSettings(msgspec.Struct, frozen=True):
+    """What is in force from the start on: schedules as text, a file of schedules, more files; the later wins."""
+
+    scheduling: Given | None = None
+    scheduling_config: Given | None = None
+    files: tuple[str, ...] = ()
+
+
 class ReconcilerSettings(msgspec.Struct, frozen=True):
-    """`config_files` are applied before the first pass (rule S3), in the order in which later ones win."""
+    """`configuration` is applied before the first pass (rule S3)."""
 
     process: ProcessSettings
-    config_files: tuple[str, ...] = ()
+    configuration: ConfigurationSettings = ConfigurationSettings()
 
 
 class ProjectorSettings(msgspec.Struct, frozen=True):

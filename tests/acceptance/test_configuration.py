@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.support.installation import ECHO, Installation, until
 
@@ -114,3 +115,45 @@ def test_a_plan_changes_nothing_and_apply_does_what_it_said(tmp_path: Path) -> N
         refused_text = installation.cli("apply", str(config), code=1).err
         assert all(f"fleet.yaml:{line}: " in refused_text for line, _ in FAULTS), refused_text
         assert installation.get("/state/hash")["hash"] == stands
+
+
+def test_each_source_is_authoritative_at_every_start_and_known_by_name(tmp_path: Path) -> None:
+    """S1, S3: option, variable and file; only the reconciler applies them; a start again changes nothing."""
+    text, file = tmp_path / "text.json", tmp_path / "more.yaml"
+    text.write_text(json.dumps([{"model_name": "variable", "max_replicas": 1}]))
+    file.write_text("schedules:\n- model_name: file\n  max_replicas: 1\n- model_name: option\n  max_replicas: 3\n")
+    option = json.dumps([{"model_name": "option", "max_replicas": 1}, {"model_name": "alone", "max_replicas": 1}])
+    installation = Installation(tmp_path, "--config", str(file), "--model-scheduling", option)
+    installation.variables["MODELYARD_MODEL_SCHEDULING_CONFIG"] = str(text)
+    with installation:
+        told = {each["model_name"]: each for each in installation.get("/schedules")["items"]}
+        assert {name: each["source"] for name, each in told.items()} == {
+            "option": "file",
+            "alone": "flag",
+            "variable": "env",
+            "file": "file",
+        }
+        assert told["option"]["max_replicas"] == 3
+        assert not any(each["model_defined"] for each in told.values())
+        assert "warning: " in installation.output()
+        assert "'option' was scheduled before" in installation.output()
+        for name in ("option", "alone", "variable"):
+            assert "applied again at the next start" in installation.cli("schedule", "set", name, "-l", "x").out
+        installation.cli("schedule", "set", "unlisted", "--max-replicas", "7")
+        installation.stop()
+        installation.start()
+        again = {each["model_name"]: each for each in installation.get("/schedules")["items"]}
+        assert again["unlisted"]["max_replicas"] == 7
+        for name, each in told.items():
+            assert again[name]["source"] == each["source"]
+            assert again[name]["node_selector"] == each["node_selector"]
+        changes = sum(event["type"].startswith("model.schedule") for event in events(installation))
+        installation.stop()
+        installation.start()
+        assert sum(event["type"].startswith("model.schedule") for event in events(installation)) == changes
+
+
+def events(installation: Installation) -> list[dict[str, Any]]:
+    until(lambda: installation.ask("GET", "/events?limit=1").is_success, "PostgreSQL answers")
+    found: list[dict[str, Any]] = installation.get("/events?limit=1000")["items"]
+    return found

@@ -22,7 +22,7 @@ from modelyard_services.effects.embedded.nats import embedded_nats
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.policy.ending import begin_drain, end
 from modelyard_services.reconciler.main import serve
-from modelyard_services.settings import NatsSettings, ProcessSettings, ReconcilerSettings
+from modelyard_services.settings import ConfigurationSettings, NatsSettings, ProcessSettings, ReconcilerSettings
 from tests.support.given import a_model, an_approved_node, incarnation_of, some_process
 
 M, LISTED = ModelName("m"), ModelName("listed")
@@ -97,7 +97,7 @@ async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
         nats = NatsSettings(server.control_url)
         file = tmp_path / "models.yaml"
         file.write_text(CONFIGURATION)
-        settings = ReconcilerSettings(ProcessSettings("reconciler", nats), (str(file),))
+        settings = ReconcilerSettings(ProcessSettings("reconciler", nats), ConfigurationSettings(files=(str(file),)))
         async with open_runtime(ProcessSettings("test", nats)) as runtime, asyncio.TaskGroup() as tasks:
             stop = asyncio.Event()
             for _ in range(2):

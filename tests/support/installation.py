@@ -60,6 +60,7 @@ class Installation:
         self.directory = directory
         self.data_dir = directory / "data"
         self.token: str | None = None
+        self.variables: dict[str, str] = {}
         self._options = options
         self._up: subprocess.Popen[bytes] | None = None
         self._client: httpx.Client | None = None
@@ -156,7 +157,7 @@ class Installation:
 
     def _environment(self) -> dict[str, str]:
         ours = {key: value for key, value in os.environ.items() if not key.startswith("MODELYARD_")}
-        return ours | {"ACCEPTANCE_TEST_OF": str(self.directory)}
+        return ours | self.variables | {"ACCEPTANCE_TEST_OF": str(self.directory)}
 
     def _ended(self) -> bool:
         return self._up is not None and self._up.poll() is not None

@@ -4,6 +4,7 @@ Invariant: every fault of every document is told together and nothing of them ap
 """
 
 import asyncio
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -15,10 +16,10 @@ from modelyard_projections.fleet import Fleet
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import ApiRequest, Service, service_of
 from modelyard_services.effects.documents import parse_text
-from modelyard_services.errors import InvalidEntriesError, InvalidRequestError
+from modelyard_services.errors import InvalidRequestError
 from modelyard_services.policy import apply as policy
 from modelyard_services.policy.actions import Moment, View
-from modelyard_services.policy.configuration import Configuration, Document, read_documents
+from modelyard_services.policy.configuration import Configuration, read_parsed
 from modelyard_services.policy.plan import Consequences, consequences
 from modelyard_services.policy.readings import read
 from modelyard_services.policy.rehearsal import Rehearsal
@@ -99,14 +100,7 @@ def _configuration(body: ConfigurationBody) -> Configuration:
     if not 1 <= len(body.documents) <= DOCUMENTS_MAX:
         problem = f"1 to {DOCUMENTS_MAX} documents are taken at once"
         raise InvalidRequestError(problem, field="documents", value=len(body.documents))
-    documents: list[Document] = []
-    unread: list[InvalidEntriesError] = []
-    for each in body.documents:
-        try:
-            documents.append(Document(*parse_text(each.text, name=each.name, source=policy.API)))
-        except InvalidEntriesError as fault:
-            unread.append(fault)
-    return read_documents(documents, unread=unread)
+    return read_parsed(partial(parse_text, each.text, name=each.name, source=policy.API) for each in body.documents)
 
 
 async def _planned(service: Service, configuration: Configuration, *, prune: bool) -> PlanView:

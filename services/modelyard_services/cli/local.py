@@ -2,8 +2,10 @@
 
 # ruff: noqa: PLC0415 - a query on the command line must not pay for loading servers
 
+import asyncio
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,7 @@ from modelyard_events.sizes import parse_size, parse_vram_budget
 from modelyard_services.cli.session import CommandFailedError, console
 from modelyard_services.errors import InvalidRequestError
 
+Serve = Callable[[asyncio.Event], Awaitable[None]]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -30,6 +33,8 @@ def up(  # noqa: PLR0913 - one option per setting
     nats_url: str | None = None,
     database_url: str | None = None,
     config: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    model_scheduling: str | None = None,
+    model_scheduling_config: Path | None = None,
     workers: int = 1,
     vram: str | None = None,
     auto_approve: bool | None = None,
@@ -54,7 +59,11 @@ def up(  # noqa: PLR0913 - one option per setting
     database_url
         Use this PostgreSQL instead of the embedded one.
     config
-        Models and schedules, applied at every start; may be given several times.
+        Models and schedules, applied at every start; may be given several times, and the later wins.
+    model_scheduling
+        Schedules as text, a JSON list, applied at every start; the files win over it.
+    model_scheduling_config
+        A file of schedules, applied at every start; it wins over the text, the files of --config over it.
     workers
         Local workers; they divide what the machine has.
     vram
@@ -64,18 +73,21 @@ def up(  # noqa: PLR0913 - one option per setting
     log_level
         What the processes log in the data directory.
     """
-    from modelyard_services.effects.documents import read_environment, read_file
     from modelyard_services.effects.process import run_process
     from modelyard_services.policy.access import is_loopback
-    from modelyard_services.policy.configuration import Document, read_documents
+    from modelyard_services.reconciler.sources import configuration_settings, read_configuration
     from modelyard_services.supervisor.settings import UpSettings
     from modelyard_services.supervisor.up import Running
     from modelyard_services.supervisor.up import up as run_up
 
-    files = tuple(config or ())
+    configuration = configuration_settings(
+        model_scheduling,
+        model_scheduling_config,
+        tuple(config or ()),
+        environment=local_environment(),
+    )
     # A bad file stops the start before anything runs (rule S3).
-    read_documents([Document(*read) for read in read_environment(local_environment())])
-    read_documents([Document(*read_file(file, source="file")) for file in files])
+    warnings = read_configuration(configuration).warnings
     settings = UpSettings(
         data_dir=data_dir,
         host=host,
@@ -84,7 +96,7 @@ def up(  # noqa: PLR0913 - one option per setting
         nats_port=nats_port,
         nats_url=nats_url,
         database_url=database_url,
-        config_files=files,
+        configuration=configuration,
         workers=workers,
         worker_vram=(vram,) if vram else (),
         auto_approve=is_loopback(host) if auto_approve is None else auto_approve,
@@ -97,6 +109,8 @@ def up(  # noqa: PLR0913 - one option per setting
             shown = "(in endpoints.json)" if name in {"registration_token", "token", "database_url"} else value
             if value is not None:
                 out.print(f"{name:<20} {shown}", highlight=False)
+        for warning in warnings:
+            out.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
         out.print(f"ready; {data_dir / 'endpoints.json'} has the secrets, Ctrl-C stops", highlight=False)
         sys.stdout.flush()
 
@@ -224,7 +238,22 @@ def worker(  # noqa: PLR0913 - one option per setting
         at_end=at_end,
     )
     traced = Traced("worker", node=settings.name)
-    run_process(lambda stop: serve(settings, stop), log_level=log_level, traced=traced)
+    run_process(ignoring(lambda stop: serve(settings, stop)), log_level=log_level, traced=traced)
+
+
+def ignoring(serve: Serve) -> Serve:
+    """`serve`, which says first what it ignores: the reconciler alone applies a configuration (rule S3)."""
+    import structlog
+
+    from modelyard_services.reconciler.sources import VARIABLES
+
+    async def told(stop: asyncio.Event) -> None:
+        for variable in VARIABLES:
+            if local_environment().get(variable):
+                structlog.get_logger(__name__).warning("ignored", variable=variable, applied_by="the reconciler alone")
+        await serve(stop)
+
+    return told
 
 
 def local_environment() -> dict[str, str]:

@@ -107,7 +107,10 @@ def set_schedule(  # noqa: PLR0913 - one option per field
     placement: str | None = None,
     max_per_node: int | None = None,
     gpus: int | None = None,
+    idle_timeout_seconds: float | None = None,
+    target_in_flight: float | None = None,
     rollout: str | None = None,
+    affinity: str | None = None,
     file: Path | None = None,
     session: Here,
 ) -> None:
@@ -120,7 +123,10 @@ def set_schedule(  # noqa: PLR0913 - one option per field
         "placement": placement,
         "max_per_node": max_per_node,
         "gpus": gpus,
+        "idle_timeout_seconds": idle_timeout_seconds,
+        "target_in_flight": target_in_flight,
         "rollout": rollout,
+        "affinity": affinity,
     }
     body = (_read(file) if file else {}) | {key: value for key, value in given.items() if value is not None}
     body.pop("model_name", None)

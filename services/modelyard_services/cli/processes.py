@@ -68,7 +68,9 @@ class Common:
         from modelyard_services.effects.process import run_process
         from modelyard_services.effects.tracing import Traced
 
-        run_process(serve, log_level=self.log_level, traced=Traced(name))
+        run_process(
+            serve if name == "reconciler" else local.ignoring(serve), log_level=self.log_level, traced=Traced(name)
+        )
 
 
 def register(app: App) -> None:
@@ -176,6 +178,8 @@ def registrar(
 def reconciler(
     *,
     config: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    model_scheduling: str | None = None,
+    model_scheduling_config: Path | None = None,
     common: Common,
 ) -> None:
     """Run the reconciler: floors, deadlines, drains, liveness; applies the configuration at its start.
@@ -183,12 +187,22 @@ def reconciler(
     Parameters
     ----------
     config
-        Models and schedules, applied at the start; may be given several times.
+        Models and schedules, applied at the start; may be given several times, and the later wins.
+    model_scheduling
+        Schedules as text, a JSON list, applied at the start; the files win over it.
+    model_scheduling_config
+        A file of schedules, applied at the start; it wins over the text, the files of --config over it.
     """
     from modelyard_services.reconciler.main import serve
+    from modelyard_services.reconciler.sources import configuration_settings
 
-    files = tuple(str(file) for file in config or ())
-    settings = ReconcilerSettings(common.process("reconciler"), config_files=files)
+    configuration = configuration_settings(
+        model_scheduling,
+        model_scheduling_config,
+        tuple(config or ()),
+        environment=local.local_environment(),
+    )
+    settings = ReconcilerSettings(common.process("reconciler"), configuration)
     common.run("reconciler", lambda stop: serve(settings, stop))
 
 

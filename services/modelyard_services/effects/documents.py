@@ -1,9 +1,8 @@
-"""Configuration documents read from files and from the environment, with the line of each part (rule S1).
+"""Configuration documents read from text and files, with the line of each part (rule S1).
 
 Invariant: what can't be parsed is told with file and line, never half-read.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,9 +10,6 @@ import yaml
 
 from modelyard_events.spec import ScheduleSource
 from modelyard_services.errors import InvalidEntriesError
-
-INLINE_VARIABLE: Final = "MODELYARD_MODEL_SCHEDULING"
-FILE_VARIABLE: Final = "MODELYARD_MODEL_SCHEDULING_CONFIG"
 
 DOCUMENT_BYTES_MAX: Final = 4 * 1024 * 1024
 """A configuration of ten thousand schedules is one mebibyte."""
@@ -42,16 +38,6 @@ def read_file(path: Path, *, source: ScheduleSource) -> Parsed:
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(str(path), None, f"can't be read: {error}") from error
     return parse_text(text, name=str(path), source=source)
-
-
-def read_environment(environment: Mapping[str, str]) -> list[Parsed]:
-    """The documents that the environment names, in the order in which they win: inline first, then the file."""
-    found = []
-    if inline := environment.get(INLINE_VARIABLE):
-        found.append(parse_text(inline, name=INLINE_VARIABLE, source="env"))
-    if path := environment.get(FILE_VARIABLE):
-        found.append(read_file(Path(path), source="env"))
-    return found
 
 
 def parse_text(text: str, *, name: str, source: ScheduleSource) -> Parsed:

@@ -4,7 +4,7 @@ Invariant: the list is read off the events, so a plan can't promise other than w
 stands as written appends nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Literal, assert_never
 
 import msgspec
@@ -28,6 +28,9 @@ from modelyard_services.policy.schedules import clear_schedule, schedule_warning
 
 EVENTS_MAX: Final = 1_000
 """One atomic batch of the log: an apply is done wholly or not at all."""
+
+ENTRIES_PER_PART: Final = 200
+"""Models in one append of a start, with their schedules: four events each at most."""
 
 API: Final[ScheduleSource] = "api"
 """Whoever applies over the API owns no file that is read again at the next start."""
@@ -53,8 +56,12 @@ class Change(msgspec.Struct, frozen=True):
     fields: tuple[FieldChange, ...] = ()
 
 
-def apply(fleet: Fleet, configuration: Configuration, *, prune: bool = False) -> list[AnyEvent]:
+def apply(
+    fleet: Fleet, configuration: Configuration, *, prune: bool = False, source: ScheduleSource | None = API
+) -> list[AnyEvent]:
     """All that makes the fleet as `configuration` says; `prune` ends what its sections don't list.
+
+    The schedules become `source`'s; without one each belongs to the document it stands in, as at a start.
 
     Raises:
         InvalidRequestError: it takes more than one atomic append, or an entry can't be.
@@ -63,7 +70,7 @@ def apply(fleet: Fleet, configuration: Configuration, *, prune: bool = False) ->
     for model, spec in configuration.models.items():
         events += define(fleet, model=model, spec=spec)
     for model, entry in configuration.schedules.items():
-        events += set_schedule(fleet, model=model, schedule=entry.schedule, source=API)
+        events += set_schedule(fleet, model=model, schedule=entry.schedule, source=source or entry.source)
     if prune:
         events += _pruned(fleet, configuration)
     events = list(_breakers_closed_once(events))
@@ -71,6 +78,17 @@ def apply(fleet: Fleet, configuration: Configuration, *, prune: bool = False) ->
         problem = f"this takes {len(events)} events and one append {EVENTS_MAX}; nothing was applied, divide it"
         raise InvalidRequestError(problem, field="documents")
     return events
+
+
+def parts(configuration: Configuration) -> Iterator[Configuration]:
+    """`configuration` in parts that each fit one append: a start takes what it is given, however much that is."""
+    entries = [*configuration.models, *(name for name in configuration.schedules if name not in configuration.models)]
+    for start in range(0, len(entries), ENTRIES_PER_PART):
+        names = entries[start : start + ENTRIES_PER_PART]
+        yield Configuration(
+            {name: configuration.models[name] for name in names if name in configuration.models},
+            {name: configuration.schedules[name] for name in names if name in configuration.schedules},
+        )
 
 
 def changes(fleet: Fleet, events: Iterable[AnyEvent]) -> list[Change]:
@@ -88,7 +106,7 @@ def warnings(fleet: Fleet, configuration: Configuration, events: Sequence[AnyEve
         if isinstance(event, ModelScheduleSet | ModelScheduleCleared):
             schedule = event.schedule if isinstance(event, ModelScheduleSet) else None
             model = ModelName(event.model)
-            told = schedule_warnings(fleet, model=model, schedule=schedule, source=API)
+            told = schedule_warnings(fleet, model=model, schedule=schedule, source=event.source)
             found += [text for text in told if model not in configuration.models or "not defined" not in text]
     return tuple(dict.fromkeys(found))
 

@@ -3,7 +3,7 @@
 Invariant: every fault is found and told together, with file, line and field; of a faulty document nothing is used.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, get_type_hints
 
@@ -83,6 +83,22 @@ class Configuration(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     places: dict[ModelName, Written] = {}
     sections: frozenset[str] = frozenset()
+
+
+def read_parsed(parsers: Iterable[Callable[[], tuple[Any, ...]]]) -> Configuration:
+    """`read_documents` of what the parsers give; one that raises leaves the faults of the others to be told.
+
+    Raises:
+        InvalidEntriesError: with every fault of every document.
+    """
+    documents: list[Document] = []
+    unread: list[InvalidEntriesError] = []
+    for parse in parsers:
+        try:
+            documents.append(Document(*parse()))
+        except InvalidEntriesError as fault:
+            unread.append(fault)
+    return read_documents(documents, unread=unread)
 
 
 def read_documents(documents: Sequence[Document], *, unread: Sequence[InvalidEntriesError] = ()) -> Configuration:

@@ -44,7 +44,7 @@ def define(fleet: Fleet, *, model: ModelName, spec: ModelSpec) -> list[AnyEvent]
     size = len(msgspec.json.encode(spec))
     if size > SPEC_BYTES_MAX:
         raise InvalidRequestError(
-            f"the spec takes {size} bytes; at most {SPEC_BYTES_MAX} are kept", field="environment"
+            f"the spec of {name!r} takes {size} bytes; at most {SPEC_BYTES_MAX} are kept", field="environment"
         )
     revision = revision_of(spec)
     before = fleet.models.get(name)

@@ -60,6 +60,8 @@ def schedule_warnings(
     owner = state.schedule.source if state is not None and state.schedule is not None else None
     if source == "api" and owner in OWNED_BY_CONFIGURATION:
         found.append(f"the schedule of {model} comes from {owner}, which is applied again at the next start")
+    if owner == "api" and source in OWNED_BY_CONFIGURATION:
+        found.append(f"the schedule of {model} that was set over the API gives way to the one from {source}")
     if schedule is not None and (state is None or state.spec is None):
         found.append(f"model {model} is not defined yet; its schedule is kept until it is")
     if schedule is not None and not any(matches(schedule.node_selector, node.labels) for node in _backends(fleet)):

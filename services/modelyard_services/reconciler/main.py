@@ -5,24 +5,22 @@ stops the start, and nothing of it is applied.
 """
 
 import asyncio
-import os
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
 
-from modelyard_events.envelope import Actor
+from modelyard_events.envelope import Actor, AnyEvent
+from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.connect import open_runtime
-from modelyard_services.effects.documents import read_environment, read_file
-from modelyard_services.effects.journal import Decide
 from modelyard_services.effects.process import until
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.errors import UnavailableError
-from modelyard_services.policy.configuration import Configuration, Document, read_documents
-from modelyard_services.policy.models import define
-from modelyard_services.policy.schedules import set_schedule
+from modelyard_services.policy import apply as policy
+from modelyard_services.policy.apply import parts
+from modelyard_services.policy.configuration import Configuration
 from modelyard_services.reconciler.loop import Reconciler
+from modelyard_services.reconciler.sources import read_configuration
 from modelyard_services.settings import ReconcilerSettings
 
 RETRY_SECONDS: Final = 0.2
@@ -39,14 +37,15 @@ async def serve(settings: ReconcilerSettings, stop: asyncio.Event) -> None:
     Raises:
         InvalidEntriesError: a configuration can't be read; every fault is told.
     """
-    configuration = read_configuration(settings)
+    configuration = read_configuration(settings.configuration)
     pending = ["the configuration isn't applied yet"]
     async with open_runtime(settings.process) as runtime:
         runtime.on_problems(lambda: pending)
-        await until(stop, _work(runtime, configuration, pending))
+        await until(stop, work(runtime, configuration, pending))
 
 
-async def _work(runtime: Runtime, configuration: Configuration, pending: list[str]) -> None:
+async def work(runtime: Runtime, configuration: Configuration, pending: list[str]) -> None:
+    """Apply `configuration`, then reconcile until cancelled; `pending` is cleared between the two."""
     # It hears what led to what from the first event on, so it is there before anything is applied.
     reconciler = Reconciler(runtime)
     await apply(runtime, configuration)
@@ -54,29 +53,23 @@ async def _work(runtime: Runtime, configuration: Configuration, pending: list[st
     await reconciler.run()
 
 
-def read_configuration(settings: ReconcilerSettings) -> Configuration:
-    """All that environment and files ask for; the files win over the environment, the later over the earlier.
-
-    Raises:
-        InvalidEntriesError: with every fault of every document.
-    """
-    documents = [Document(*read) for read in read_environment(os.environ)]
-    documents += [Document(*read_file(Path(file), source="file")) for file in settings.config_files]
-    configuration = read_documents(documents)
-    for warning in configuration.warnings:
-        _log.warning("configuration", warning=warning)
-    return configuration
-
-
 async def apply(runtime: Runtime, configuration: Configuration) -> None:
     """Append what differs from what is; waits for the log for as long as it takes."""
-    for model, spec in configuration.models.items():
-        await _commit(runtime, partial(define, model=model, spec=spec))
-    for model, entry in configuration.schedules.items():
-        await _commit(runtime, partial(set_schedule, model=model, schedule=entry.schedule, source=entry.source))
+    for warning in configuration.warnings:
+        _log.warning("configuration", warning=warning)
+    for part in parts(configuration):
+        await _commit(runtime, part)
 
 
-async def _commit(runtime: Runtime, decide: Decide) -> None:
+async def _commit(runtime: Runtime, part: Configuration) -> None:
+    told: tuple[str, ...] = ()
+
+    def decide(fleet: Fleet) -> Sequence[AnyEvent]:
+        nonlocal told
+        events = policy.apply(fleet, part, source=None)
+        told = policy.warnings(fleet, part, events)
+        return events
+
     while True:
         try:
             # Not waiting for readiness, which waits for this: what an older fold decides, the guards refuse.
@@ -85,4 +78,6 @@ async def _commit(runtime: Runtime, decide: Decide) -> None:
             _log.warning("the configuration has to wait", problem=away.detail)
             await runtime.clock.sleep(RETRY_SECONDS)
         else:
-            return
+            break
+    for warning in told:
+        _log.warning("configuration", warning=warning)

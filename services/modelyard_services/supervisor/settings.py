@@ -4,6 +4,8 @@ from pathlib import Path
 
 import msgspec
 
+from modelyard_services.settings import ConfigurationSettings
+
 
 class UpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One installation on one machine.
@@ -19,7 +21,7 @@ class UpSettings(msgspec.Struct, frozen=True, kw_only=True):
     nats_port: int = 0
     nats_url: str | None = None
     database_url: str | None = None
-    config_files: tuple[Path, ...] = ()
+    configuration: ConfigurationSettings = ConfigurationSettings()
     workers: int = 1
     worker_vram: tuple[str, ...] = ()
     worker_labels: tuple[dict[str, str], ...] = ()

@@ -20,6 +20,7 @@ from modelyard_services.effects.embedded.nats import embedded_nats
 from modelyard_services.effects.embedded.ports import address, port_for
 from modelyard_services.effects.embedded.postgres import embedded_postgres
 from modelyard_services.effects.embedded.private import private_directory, read_private, write_private
+from modelyard_services.reconciler.sources import VARIABLES, options_of, variables_of
 from modelyard_services.settings import NatsSettings, ProcessSettings
 from modelyard_services.supervisor.bootstrap import Secrets, admit, life_of, registered, secrets_of
 from modelyard_services.supervisor.programs import program
@@ -95,7 +96,8 @@ class _Yard:
         self._tree = tree
         self._logs = private_directory(data_dir / "logs")
         self._ports = _ports(settings, data_dir)
-        self._environment = dict(os.environ)
+        # The reconciler alone is told what to apply; the others would say that they ignore it.
+        self._environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
 
     @property
     def control_url(self) -> str:
@@ -141,12 +143,11 @@ class _Yard:
     async def _start_control_plane(self) -> None:
         settings, ports = self._settings, self._ports
         approve = "--auto-approve" if settings.auto_approve else "--no-auto-approve"
-        config = [word for file in settings.config_files for word in ("--config", str(file.resolve()))]
         listen = ("--host", settings.host, "--port", str(ports.http), "--grpc-port", str(ports.grpc))
         starts = [self._start_program("api", listen, ports.http, healthy="/healthz")]
         for name, arguments, port in (
             ("registrar", (approve,), ports.registrar),
-            ("reconciler", tuple(config), ports.reconciler),
+            ("reconciler", options_of(settings.configuration), ports.reconciler),
             ("projector", (), ports.projector),
         ):
             starts.append(self._start_program(name, (*arguments, "--status-port", str(port)), port))
@@ -156,10 +157,11 @@ class _Yard:
         self, name: str, arguments: tuple[str, ...], port: int, *, healthy: str = "/readyz"
     ) -> None:
         host = LOOPBACK if self._settings.host in {"0.0.0.0", "::", LOOPBACK} or name != "api" else self._settings.host  # noqa: S104 - compared
+        own = variables_of(self._settings.configuration) if name == "reconciler" else {}
         child = program(
             name,
             (name, *arguments, "--log-level", self._settings.log_level),
-            environment=self._environment,
+            environment=self._environment | own,
             log_directory=self._logs,
             ready_url=f"http://{address(host, port)}{healthy}",
         )

@@ -14,7 +14,7 @@ from modelyard_events.spec import Autoscale, Schedule
 from modelyard_events.telemetry import Heartbeat, ReplicaReading
 from modelyard_services.effects.documents import PARTS_MAX, parse_text
 from modelyard_services.errors import InvalidEntriesError, InvalidRequestError
-from modelyard_services.policy.apply import EVENTS_MAX, Change, apply, changes, warnings
+from modelyard_services.policy.apply import API, EVENTS_MAX, Change, apply, changes, parts, warnings
 from modelyard_services.policy.configuration import Configuration, Document, read_documents
 from modelyard_services.policy.plan import Consequences, consequences
 from modelyard_services.policy.rehearsal import Rehearsal
@@ -60,6 +60,25 @@ def test_the_same_configuration_again_is_nothing() -> None:
     applied(world, configuration)
     assert apply(world.fleet, configuration) == []
     assert apply(world.fleet, configuration, prune=True) == []
+
+
+def test_over_the_api_entries_are_the_api_s_and_at_a_start_those_of_their_documents() -> None:
+    """S3."""
+    document = Document([{"model_name": "m", "min_replicas": 1}], "fleet.yaml", "file")
+    configuration = read_documents([document])
+    for source, owner in ((API, "api"), (None, "file")):
+        (event,) = apply(World().fleet, configuration, source=source)
+        assert isinstance(event, ModelScheduleSet)
+        assert event.source == owner
+
+
+def test_a_start_applies_all_of_a_configuration_in_parts_that_fit_an_append() -> None:
+    """S3."""
+    entries = [{"model_name": f"m{number}", "min_replicas": 1} for number in range(2 * EVENTS_MAX)]
+    world = World()
+    for part in parts(read_documents([Document(entries, "fleet.yaml", "file")])):
+        world.append(*apply(world.fleet, part, source=None))
+    assert len(world.fleet.models) == 2 * EVENTS_MAX
 
 
 def test_changes_name_each_field_with_what_it_was() -> None:

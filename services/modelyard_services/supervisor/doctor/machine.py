@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from modelyard_events.sizes import format_size
-from modelyard_services.effects.documents import read_environment, read_file
 from modelyard_services.effects.embedded.binaries import nats_server, postgres_program
 from modelyard_services.effects.embedded.lives import lives_in
-from modelyard_services.policy.configuration import Document, read_documents
+from modelyard_services.reconciler.sources import FILE, INLINE, configuration_settings, read_configuration
+from modelyard_services.settings import ConfigurationSettings
 from modelyard_services.supervisor.doctor import findings
 from modelyard_services.supervisor.doctor.findings import Finding
 from modelyard_services.supervisor.doctor.target import Target
@@ -75,12 +75,15 @@ def configuration(target: Target) -> list[Finding]:
     Raises:
         InvalidEntriesError: they hold mistakes; names all of them.
     """
-    documents = [Document(*read) for read in read_environment(target.environment)]
-    documents += [Document(*read_file(file, source="file")) for file in target.config_files]
-    if not documents:
+    environment = target.environment
+    file = environment.get(FILE)
+    settings = configuration_settings(
+        environment.get(INLINE), Path(file) if file else None, target.config_files, environment=environment
+    )
+    if settings == ConfigurationSettings():
         return [Finding("configuration", "skipped", "no file and no variable names any")]
-    read_documents(documents)
-    return [Finding("configuration", "ok", ", ".join(document.name for document in documents))]
+    found = read_configuration(settings)
+    return [Finding("configuration", "ok", f"{len(found.models)} models and {len(found.schedules)} schedules")]
 
 
 PROBES: Final[dict[str, Callable[[Target], list[Finding]]]] = {
