@@ -13,12 +13,18 @@ import aiohttp
 import pytest
 
 from modelyard_events.envelope import Actor
+from modelyard_events.fleet import FleetTokenCreated
 from modelyard_events.ids import ModelName, ReplicaId
 from modelyard_projections.fleet import Placed
+from modelyard_services.effects.upstream import Pool
 from modelyard_services.errors import UnauthorizedError
+from modelyard_services.gateway.app import Gateway
+from modelyard_services.gateway.main import Front
+from modelyard_services.policy.access import Access
+from modelyard_services.policy.tokens import digest_of
 from tests.support.given import a_drain
 from tests.support.nats_servers import Servers
-from tests.support.yard import Yard, a_gateway, a_router, a_yard, eventually, leases_on
+from tests.support.yard import Yard, a_gateway, a_router, a_yard, eventually, leases_on, served
 
 WORDS = "one two three four five six seven eight"
 CHAT = {"model": "m", "stream": True, "messages": [{"role": "user", "content": WORDS}]}
@@ -50,6 +56,26 @@ async def test_an_answer_comes_from_the_replica_that_the_headers_name(yard: Yard
         assert [model["id"] for model in listed["data"]] == ["org/m:q4 x"]
         one = await client.get("/v1/models/org%2Fm%3Aq4%20x")
         assert (await one.json())["id"] == "org/m:q4 x"
+        assert abs(listed["data"][0]["created"] - time.time()) < 60
+
+
+async def test_beyond_loopback_health_is_told_to_all_and_figures_to_whoever_has_a_token(yard: Yard) -> None:
+    """N4, T8: on loopback all three are open."""
+    await yard.commit(FleetTokenCreated(name="eve", role="viewer", digest=digest_of("secret")))
+    paths = ("/healthz", "/readyz", "/metrics")
+    async with a_router(yard.url) as router, Pool() as pool:
+        for beyond, statuses in ((False, [200, 200, 200]), (True, [200, 401, 401])):
+            access = Access(router.runtime.fleet, open_on_loopback=not beyond)
+            app = Front(Gateway(router, pool, authenticate=access.client), router, access)
+            async with served(app) as url, aiohttp.ClientSession(url) as client:
+                assert [await _status(client, path) for path in paths] == statuses
+                bearer = {"authorization": "Bearer secret"}
+                assert [await _status(client, path, **bearer) for path in paths] == [200, 200, 200]
+
+
+async def _status(client: aiohttp.ClientSession, path: str, **headers: str) -> int:
+    async with client.get(path, headers=headers) as answer:
+        return answer.status
 
 
 async def test_a_stream_is_passed_through_as_it_arrives(yard: Yard) -> None:

@@ -49,8 +49,9 @@ def _change(model: ModelState, event: ModelOwnEvent, recorded: Recorded) -> None
     match event:
         case ModelDefined() | ModelRedefined():
             model.spec, model.revision, model.last_failure = event.spec, event.revision, None
+            model.defined_ns = model.defined_ns or recorded.time_ns
         case ModelRemoved():
-            model.spec, model.revision = None, None
+            model.spec, model.revision, model.defined_ns = None, None, None
         case ModelScheduleSet():
             model.schedule = ScheduleState(event.schedule, event.source)
         case ModelScheduleCleared():

@@ -281,11 +281,15 @@ class ModelReplica(msgspec.Struct, frozen=True):
 
 
 class ModelState(msgspec.Struct):
-    """A model: defined, scheduled, or only still running. `spec` is None where it isn't defined (S1)."""
+    """A model: defined, scheduled, or only still running. `spec` is None where it isn't defined (S1).
+
+    `defined_ns` is when it was defined first, or anew after its removal; a redefinition leaves it.
+    """
 
     name: ModelName
     sequence: int
     spec: ModelSpec | None = None
+    defined_ns: int | None = None
     revision: Revision | None = None
     schedule: ScheduleState | None = None
     breaker: Breaker | None = None

@@ -1,6 +1,6 @@
-"""Is a process alive, is it ready, and its figures: `/healthz`, `/readyz`, `/metrics` on loopback.
+"""Is a process alive, is it ready, and its figures: `/healthz`, `/readyz`, `/metrics`.
 
-Invariant: open without a token, so it never listens beyond loopback.
+Invariant: open without a token on loopback only; `serve_status` never listens beyond it.
 """
 
 from collections.abc import Awaitable, Callable
@@ -14,28 +14,33 @@ from modelyard_services.effects.http_server import serve_http
 STATUS_HOST: Final = "127.0.0.1"
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+Problems = Callable[[], list[str]]
 
 
-async def serve_status(port: int, problems: Callable[[], list[str]]) -> None:
+async def serve_status(port: int, problems: Problems) -> None:
     """Answer on `port` until cancelled; ready while `problems()` is empty."""
 
     async def app(scope: dict[str, Any], _receive: object, send: Send) -> None:
-        await _answer(scope["path"], problems, send)
+        if not await answer_status(scope["path"], problems, send):
+            await _send(send, 404, "application/json", b'{"code":"not_found"}')
 
     await serve_http(app, host=STATUS_HOST, port=port)
 
 
-async def _answer(path: str, problems: Callable[[], list[str]], send: Send) -> None:
-    if path == "/healthz":
-        await _send(send, 200, "application/json", b'{"status":"alive"}')
-    elif path == "/readyz":
-        found = problems()
-        body = {"status": "not ready" if found else "ready", "problems": found}
-        await _send(send, 503 if found else 200, "application/json", msgspec.json.encode(body))
-    elif path == "/metrics":
-        await _send(send, 200, CONTENT_TYPE_LATEST, generate_latest())
-    else:
-        await _send(send, 404, "application/json", b'{"code":"not_found"}')
+async def answer_status(path: str, problems: Problems, send: Send) -> bool:
+    """Answer if `path` is one of the three; whether it was."""
+    match path:
+        case "/healthz":
+            await _send(send, 200, "application/json", b'{"status":"alive"}')
+        case "/readyz":
+            found = problems()
+            body = {"status": "not ready" if found else "ready", "problems": found}
+            await _send(send, 503 if found else 200, "application/json", msgspec.json.encode(body))
+        case "/metrics":
+            await _send(send, 200, CONTENT_TYPE_LATEST, generate_latest())
+        case _:
+            return False
+    return True
 
 
 async def _send(send: Send, status: int, media_type: str, body: bytes) -> None:

@@ -18,6 +18,7 @@ import structlog
 
 from modelyard_events.envelope import Actor
 from modelyard_events.ids import ModelName, ReplicaId
+from modelyard_projections.fleet import ModelState
 from modelyard_services.effects.tracing import Kind, Span, request_span, span
 from modelyard_services.effects.upstream import Connection, Pool, UpstreamError
 from modelyard_services.errors import (
@@ -124,7 +125,7 @@ class Gateway:
             else:
                 outcome = await self._answer_itself(scope, send)
         except ModelyardError as error:
-            outcome = await _refuse(send, error)
+            outcome = await refuse(send, error)
             work.fail(error.detail, code=error.code)
         except ClientGoneError:
             outcome = metrics.DISCONNECTED
@@ -135,8 +136,7 @@ class Gateway:
     def _actor(self, scope: Scope) -> Actor:
         if self._authenticate is None:
             return Actor("client", "anonymous")
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        return self._authenticate(headers)
+        return self._authenticate(headers_of(scope))
 
     # Requests for a replica.
 
@@ -219,14 +219,15 @@ class Gateway:
     async def _answer_itself(self, scope: Scope, send: Send) -> str:
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
         if scope["method"] in {"GET", "HEAD"} and path == _MODELS:
-            defined = sorted(name for name, state in self._router.runtime.fleet.models.items() if state.spec)
-            return await _answer_json(send, {"object": "list", "data": [_model(name) for name in defined]})
+            models = self._router.runtime.fleet.models
+            defined = [_model(models[name]) for name in sorted(models) if models[name].spec]
+            return await _answer_json(send, {"object": "list", "data": defined})
         if scope["method"] in {"GET", "HEAD"} and path.startswith(_MODELS + "/"):
             name = ModelName(unquote(path.removeprefix(_MODELS + "/")))
             state = self._router.runtime.fleet.models.get(name)
             if state is None or state.spec is None:
                 raise ModelUnknownError(f"there is no model {name!r}", field="model")
-            return await _answer_json(send, _model(name))
+            return await _answer_json(send, _model(state))
         raise NotFoundError(f"there is no {scope['method']} {path} here")
 
 
@@ -250,7 +251,13 @@ async def _break_off(lease: Lease, connection: Connection, error: UpstreamError,
     return metrics.BROKEN
 
 
-async def _refuse(send: Send, error: ModelyardError) -> str:
+def headers_of(scope: Scope) -> dict[str, str]:
+    """A request's headers, names in lower case."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+async def refuse(send: Send, error: ModelyardError) -> str:
+    """Answer with `error`; its status as text."""
     status, headers, body = refusal(error)
     await _answer(send, status, headers, body)
     return str(status)
@@ -268,8 +275,9 @@ async def _answer(send: Send, status: int, headers: RawHeaders, body: bytes) -> 
     await send({"type": "http.response.body", "body": body})
 
 
-def _model(name: str) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "modelyard"}
+def _model(state: ModelState) -> dict[str, object]:
+    created = (state.defined_ns or 0) // 1_000_000_000
+    return {"id": state.name, "object": "model", "created": created, "owned_by": "modelyard"}
 
 
 def _name(scope: Scope) -> str:

@@ -4,20 +4,23 @@ Invariant: beyond loopback nobody is served without a check of who asks.
 """
 
 import asyncio
+from typing import Final
 
-import msgspec
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from modelyard_services.effects.connect import open_runtime
 from modelyard_services.effects.http_server import serve_http
 from modelyard_services.effects.process import until
+from modelyard_services.effects.status import answer_status
 from modelyard_services.effects.upstream import Pool
-from modelyard_services.gateway.app import Gateway
+from modelyard_services.errors import ModelyardError
+from modelyard_services.gateway.app import Gateway, headers_of, refuse
 from modelyard_services.gateway.request import Receive, Scope, Send
 from modelyard_services.gateway.settings import GatewaySettings
 from modelyard_services.policy.access import Access, is_loopback
 from modelyard_services.router.router import Router
+
+GUARDED: Final = frozenset({"/readyz", "/metrics"})
 
 _log = structlog.get_logger(__name__)
 
@@ -32,32 +35,26 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         access = Access(runtime.fleet, is_loopback(settings.host))
         gateway = Gateway(router, pool, authenticate=access.client, wait_seconds=settings.wait_seconds)
         _log.info("gateway serves", host=settings.host, port=settings.port, router=router.incarnation)
-        app = _Dispatcher(gateway, router)
+        app = Front(gateway, router, access)
         await until(stop, serve_http(app, host=settings.host, port=settings.port))
 
 
-class _Dispatcher:
-    """Health and metrics beside the gateway."""
+class Front:
+    """The gateway with its health and metrics beside it, which beyond loopback want a viewer's token."""
 
-    def __init__(self, gateway: Gateway, router: Router) -> None:
+    def __init__(self, gateway: Gateway, router: Router, access: Access) -> None:
         self._gateway = gateway
         self._router = router
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope.get("path"):
-            case "/healthz":
-                await _answer(send, 200, b'{"status":"alive"}')
-            case "/readyz":
-                problems = self._router.problems
-                status = {"status": "not ready" if problems else "ready", "problems": problems}
-                await _answer(send, 503 if problems else 200, msgspec.json.encode(status))
-            case "/metrics":
-                await _answer(send, 200, generate_latest(), content_type=CONTENT_TYPE_LATEST)
-            case _:
-                await self._gateway(scope, receive, send)
-
-
-async def _answer(send: Send, status: int, body: bytes, *, content_type: str = "application/json") -> None:
-    headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        """Answer one request."""
+        path = scope.get("path", "")
+        if path in GUARDED and not self._access.open_on_loopback:
+            try:
+                self._access.identify(headers_of(scope)).require("viewer")
+            except ModelyardError as error:
+                await refuse(send, error)
+                return
+        if not await answer_status(path, lambda: self._router.problems, send):
+            await self._gateway(scope, receive, send)
