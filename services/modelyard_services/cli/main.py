@@ -12,7 +12,17 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from modelyard_events.errors import InvalidValueError
-from modelyard_services.cli import access, configuration, doctor, history, models, nodes, processes, replicas
+from modelyard_services.cli import (
+    access,
+    configuration,
+    doctor,
+    history,
+    models,
+    nodes,
+    processes,
+    replicas,
+    simulation,
+)
 from modelyard_services.cli.session import (
     DEFAULT_API,
     EXIT_FAILED,
@@ -39,6 +49,7 @@ access.register(app)
 configuration.register(app)
 replicas.register(app)
 history.register(app)
+simulation.register(app)
 processes.register(app)
 doctor.register(app)
 

@@ -6,19 +6,14 @@ is never kept, and silence while requests are being served is no failure (X15).
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import assert_never
 
 from modelyard_events.ids import ReplicaId
 from modelyard_events.replica import Process
 from modelyard_events.spec import Health
-from modelyard_services.effects.health import Healthy, Outcome, TimedOut, probe
+from modelyard_services.effects.health import Healthy, Outcome, Refused, TimedOut, Unhealthy, probe
+from modelyard_services.policy.probing import FRESH_SECONDS, Answer, usable_seconds
 from modelyard_services.policy.routing import Candidate
-
-FRESH_SECONDS: Final = 30.0
-"""How long a success holds (rule T4)."""
-
-BUSY_SECONDS: Final = 5.0
-"""How long a replica that is too busy to answer is left in peace: else each request waits for a probe of its own."""
 
 Ask = Callable[[str, Health], Awaitable[Outcome]]
 
@@ -33,7 +28,7 @@ class Prober:
     """What is known of each replica's process; `fresh_seconds` 0 asks before every use."""
 
     def __init__(self, *, fresh_seconds: float = FRESH_SECONDS, asked: Ask = ask) -> None:
-        self._fresh_ns = round(fresh_seconds * 1e9)
+        self._fresh_seconds = fresh_seconds
         self._ask = asked
         self._good: dict[ReplicaId, tuple[Process, int]] = {}
         self._asking: dict[tuple[ReplicaId, Process], asyncio.Task[Outcome]] = {}
@@ -56,15 +51,25 @@ class Prober:
 
     def note(self, candidate: Candidate, outcome: Outcome, *, serving: bool, now_ns: int) -> bool:
         """Whether `candidate` may be used after `outcome`; `serving` while requests are in flight on it."""
-        if isinstance(outcome, Healthy):
-            self._good[candidate.replica] = (candidate.process, now_ns + self._fresh_ns)
-            return True
-        if isinstance(outcome, TimedOut) and serving:
-            self._good[candidate.replica] = (candidate.process, now_ns + round(BUSY_SECONDS * 1e9))
-            return True
-        self._good.pop(candidate.replica, None)
-        return False
+        seconds = usable_seconds(_answer(outcome), serving=serving, fresh_seconds=self._fresh_seconds)
+        if seconds is None:
+            self._good.pop(candidate.replica, None)
+            return False
+        self._good[candidate.replica] = (candidate.process, now_ns + round(seconds * 1e9))
+        return True
 
     def forget(self, replica: ReplicaId) -> None:
         """What was known of `replica` holds no more."""
         self._good.pop(replica, None)
+
+
+def _answer(outcome: Outcome) -> Answer:
+    match outcome:
+        case Healthy():
+            return "healthy"
+        case TimedOut():
+            return "silent"
+        case Refused() | Unhealthy():
+            return "wrong"
+        case _:
+            assert_never(outcome)

@@ -28,11 +28,12 @@ from modelyard_services.effects.health import Outcome, describe
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing import span
 from modelyard_services.errors import ModelyardError, OverloadedError, ReplicaFailedError, UnavailableError
+from modelyard_services.policy.probing import FRESH_SECONDS
 from modelyard_services.policy.routing import Candidate
 from modelyard_services.router.board import Board
 from modelyard_services.router.leases import LEASE_SECONDS, Lease, LeaseBook
 from modelyard_services.router.loading import Caller, Loader, pending, require_known, still_loading
-from modelyard_services.router.probes import FRESH_SECONDS, Prober
+from modelyard_services.router.probes import Prober
 from modelyard_services.router.reports import USE_TOLD_NS, Reporter
 from modelyard_services.router.waiting import QUEUE_MAX, RETRY_SECONDS, Queues
 

@@ -10,6 +10,7 @@ from modelyard_events.replica import Process
 from modelyard_events.spec import LaunchSpec
 from modelyard_events.telemetry import ReplicaActivity
 from modelyard_services.effects.health import PROBE_SECONDS
+from modelyard_services.policy.probing import INTERVAL_SECONDS
 from modelyard_services.worker.processes.keys import ProcessKey
 from modelyard_services.worker.processes.ports import QUARANTINE_SECONDS, PortRange
 
@@ -29,7 +30,7 @@ class ProcessesSettings(msgspec.Struct, frozen=True, kw_only=True):
     allow_commands: tuple[str, ...] = ()
     at_worker_end: Literal["keep", "end"] = "keep"
     ready_timeout_seconds: float = 300.0
-    probe_interval_seconds: float = 15.0
+    probe_interval_seconds: float = INTERVAL_SECONDS
     probe_seconds: float = PROBE_SECONDS
     quarantine_seconds: float = QUARANTINE_SECONDS
 

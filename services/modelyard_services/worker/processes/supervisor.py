@@ -23,6 +23,7 @@ from modelyard_events.replica import ProcessExit
 from modelyard_events.requests import Loaded, LoadFailed, LoadStarted, LogLine, ProbeFailed
 from modelyard_events.telemetry import ReplicaReading
 from modelyard_services.effects.health import Healthy, Outcome, Refused, describe, probe
+from modelyard_services.policy.probing import MISSES_MAX, misses_after
 from modelyard_services.worker.processes.handle import Handle, KeeperError, end_strays
 from modelyard_services.worker.processes.keeper import TERMINATE_SECONDS
 from modelyard_services.worker.processes.kept import Kept, ProcessFact, keeper_file, last_fact
@@ -35,9 +36,6 @@ from modelyard_services.worker.processes.state import ExitFile, Record, StateDir
 
 READY_POLL_SECONDS: Final = (0.05, 1.0)
 """The first and the longest wait between two looks: small backends are ready in a second, large ones in minutes."""
-
-PROBE_MISSES_MAX: Final = 3
-"""Background probes missed in a row, while idle, until a replica counts as failed (rule T4)."""
 
 STOP_SPARE_SECONDS: Final = 10.0
 """Beyond the grace and SIGTERM's own limit: what the kernel may take to free the memory of a killed process."""
@@ -328,8 +326,8 @@ class Processes:
             idle = self._is_idle(kept.replica)
             outcome = await self._probe(kept)
             idle = idle and self._is_idle(kept.replica)
-            misses = 0 if isinstance(outcome, Healthy) or not idle else misses + 1
-            if misses == PROBE_MISSES_MAX and not kept.stopping:
+            misses = misses_after(misses, missed=not isinstance(outcome, Healthy), idle=idle)
+            if misses == MISSES_MAX and not kept.stopping:
                 self._on_fact(ProbeFailed(replica=kept.replica, detail=describe(outcome)))
 
     async def _probe(self, kept: Kept) -> Outcome:
