@@ -6,7 +6,6 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
-import httpx
 
 from modelyard_services.router.proto.modelyard.v1 import scheduler_pb2 as pb
 from modelyard_services.router.proto.modelyard.v1.scheduler_pb2_grpc import SchedulerStub
@@ -87,12 +86,22 @@ def _written(directory: Path) -> bytes:
     return b"".join(file.read_bytes() for file in directory.rglob("*") if file.is_file())
 
 
-def test_beyond_the_usual_loopback_address_the_owner_has_a_token_from_the_start(tmp_path: Path) -> None:
-    """N4: whatever isn't 127.0.0.1 counts as beyond it when tokens are made; the token stands in endpoints.json."""
-    with Installation(tmp_path, "--host", "127.0.0.2", "--no-auto-approve") as installation:
-        assert installation.endpoints.api_url.startswith("http://127.0.0.2:")
-        assert httpx.get(f"{installation.endpoints.api_url}/api/v1/nodes", trust_env=False).status_code == 401
+def test_beyond_loopback_the_owner_has_a_token_from_the_start(tmp_path: Path) -> None:
+    """N4: nothing is open then; the token stands in endpoints.json."""
+    with Installation(tmp_path, "--host", "0.0.0.0") as installation:  # noqa: S104 - that is the point
+        assert installation.ask("GET", "/nodes").status_code == 401
         installation.token = installation.endpoints.token
         node = until(lambda: installation.get("/nodes")["items"], "the worker registered")[0]
         assert node["admission"] == "pending"
         assert (installation.data_dir / "endpoints.json").stat().st_mode & 0o077 == 0
+
+
+def test_every_loopback_address_is_loopback_for_tokens_and_admission_alike(tmp_path: Path) -> None:
+    """N4: 127.0.0.2 is as much this machine's own as 127.0.0.1."""
+    with Installation(tmp_path, "--host", "127.0.0.2", "--vram", "1GiB") as installation:
+        assert installation.endpoints.api_url.startswith("http://127.0.0.2:")
+        assert installation.endpoints.token is None
+        node = until(lambda: installation.get("/nodes")["items"], "the worker registered")[0]
+        assert node["admission"] == "approved"
+        installation.echo(replicas=1)
+        assert installation.complete("echo").status_code == 200

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import structlog
 import trustme
 import uvloop
 
 from modelyard_events.subjects import EVENTS_STREAM, LOG_STREAM, TELEMETRY_STREAM
+from modelyard_services.effects.connect import open_runtime
 from modelyard_services.effects.log.contract import Log, LogFull, LogMisconfigured, LogUnavailable
 from modelyard_services.effects.log.endpoint import NatsEndpoint, connect
 from modelyard_services.effects.log.jetstream import open_log
 from modelyard_services.effects.log.streams import Layout, declare_streams
+from modelyard_services.settings import NatsSettings, ProcessSettings
 from tests.contract.conftest import declare
 from tests.contract.decisions import A, B, event, read_all, read_until
 from tests.support.nats_servers import Servers, started
@@ -184,6 +187,35 @@ async def test_no_server_at_all_is_unavailable(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("modelyard_services.effects.log.endpoint.CONNECT_SECONDS_MAX", 0.5)
     with pytest.raises(LogUnavailable):
         await connect(NatsEndpoint(urls=("nats://127.0.0.1:1",)))
+
+
+@pytest.fixture
+def slow_cluster() -> Iterator[Servers]:
+    """Three servers that know one another, all of them down."""
+    with started(3) as servers:
+        for node in servers.nodes:
+            node.stop()
+        yield servers
+
+
+async def test_streams_are_declared_as_soon_as_a_cluster_that_starts_slowly_can_take_them(
+    slow_cluster: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X10: two servers have a leader, but nowhere to put a third replica: that is no misconfiguration, and is told."""
+    monkeypatch.setattr("modelyard_services.effects.log.api.READ_SECONDS_MAX", 1.0)
+    for node in slow_cluster.nodes[:2]:
+        node.start()
+    settings = ProcessSettings("test", NatsSettings(slow_cluster.url, replicas=3))
+    with structlog.testing.capture_logs() as logs:
+        async with asyncio.timeout(60), open_runtime(settings) as runtime:
+            while not any("no suitable peers" in problem for problem in runtime.problems):
+                assert not runtime.ready
+                assert runtime.feed.failure is None, runtime.problems
+                await asyncio.sleep(0.02)
+            assert any("no suitable peers" in str(entry.get("problem")) for entry in logs), "the log says what it is"
+            slow_cluster.nodes[2].start()
+            await runtime.wait_ready(timeout_seconds=30)
+    assert len(logs) < 100, "a wait is told of, not drummed"
 
 
 @pytest.fixture(scope="module")

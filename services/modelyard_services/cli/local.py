@@ -212,11 +212,13 @@ def worker(  # noqa: PLR0913 - one option per setting
     """
     from modelyard_services.effects.process import run_process
     from modelyard_services.effects.tracing import Traced
+    from modelyard_services.policy.access import is_loopback
     from modelyard_services.worker.agent.main import serve
     from modelyard_services.worker.agent.settings import WorkerSettings
 
     given = _from_file(config)
     reached = _reached(endpoints, nats_url or given.get("nats_url"), registration_token)
+    reached_at = str(given.get("advertise", advertise))
     part, parts = _share(share)
     settings = WorkerSettings(
         name=node_name(name or given.get("name") or socket.gethostname(), field="name"),
@@ -224,8 +226,8 @@ def worker(  # noqa: PLR0913 - one option per setting
         registration_token=reached[1],
         tls_ca=nats_tls_ca,
         state_dir=state_dir.resolve(),
-        host=host or ("127.0.0.1" if advertise == "127.0.0.1" else "0.0.0.0"),  # noqa: S104 - others must reach it
-        advertise=given.get("advertise", advertise),
+        host=host or (reached_at if is_loopback(reached_at) else "0.0.0.0"),  # noqa: S104 - others must reach it
+        advertise=reached_at,
         node_type=node_type,
         labels=_labels([*given.get("label", []), *(label or [])]),
         vram=None if vram is None else parse_size(vram, field="vram"),

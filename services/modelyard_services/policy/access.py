@@ -71,10 +71,12 @@ class Access(msgspec.Struct, frozen=True):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether listening on `host` stays on this machine."""
-    if host == "localhost":
+    """Whether listening on `host` stays on this machine: all of 127.0.0.0/8, ::1, localhost. The one definition."""
+    if host.lower() == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host[1:-1] if host[:1] + host[-1:] == "[]" else host)
     except ValueError:
-        return False
+        return False  # a name that resolves to what it likes
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

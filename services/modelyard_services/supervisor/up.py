@@ -20,6 +20,7 @@ from modelyard_services.effects.embedded.nats import embedded_nats
 from modelyard_services.effects.embedded.ports import address, port_for
 from modelyard_services.effects.embedded.postgres import embedded_postgres
 from modelyard_services.effects.embedded.private import private_directory, read_private, write_private
+from modelyard_services.policy.access import is_loopback
 from modelyard_services.reconciler.sources import VARIABLES, options_of, variables_of
 from modelyard_services.settings import NatsSettings, ProcessSettings
 from modelyard_services.supervisor.bootstrap import Secrets, admit, life_of, registered, secrets_of
@@ -104,10 +105,14 @@ class _Yard:
         """NATS in the control role."""
         return self._environment["MODELYARD_NATS_URL"]
 
+    @property
+    def _reached_at(self) -> str:
+        """Where this machine reaches what listens on the host that was asked for."""
+        return LOOPBACK if self._settings.host in {"0.0.0.0", "::"} else self._settings.host  # noqa: S104 - compared
+
     async def start(self, stop: asyncio.Event) -> Endpoints:
         """Start all of it; returns once every worker of ours has registered in its new life, or at `stop`."""
-        beyond = self._settings.host != LOOPBACK
-        secrets = secrets_of(self._data_dir, beyond_loopback=beyond)
+        secrets = secrets_of(self._data_dir, beyond_loopback=not is_loopback(self._settings.host))
         nats_url = await self._start_nats()
         database_url = await self._start_postgres()
         self._environment["MODELYARD_DATABASE_URL"] = database_url
@@ -156,7 +161,7 @@ class _Yard:
     async def _start_program(
         self, name: str, arguments: tuple[str, ...], port: int, *, healthy: str = "/readyz"
     ) -> None:
-        host = LOOPBACK if self._settings.host in {"0.0.0.0", "::", LOOPBACK} or name != "api" else self._settings.host  # noqa: S104 - compared
+        host = self._reached_at if name == "api" else LOOPBACK
         own = variables_of(self._settings.configuration) if name == "reconciler" else {}
         child = program(
             name,
@@ -187,12 +192,11 @@ class _Yard:
         await self._tree.start(child)
 
     def _endpoints(self, secrets: Secrets, nats_url: str, database_url: str) -> Endpoints:
-        host = LOOPBACK if self._settings.host in {"0.0.0.0", "::"} else self._settings.host  # noqa: S104 - compared
-        url = f"http://{address(host, self._ports.http)}"
+        url = f"http://{address(self._reached_at, self._ports.http)}"
         return Endpoints(
             api_url=url,
             gateway_url=f"{url}/v1",
-            grpc_address=address(host, self._ports.grpc),
+            grpc_address=address(self._reached_at, self._ports.grpc),
             nats_url=nats_url,
             database_url=database_url,
             registration_token=secrets.registration_token,

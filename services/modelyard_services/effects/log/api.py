@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 import nats.errors
+import structlog
 from msgspec import Struct, field
 from nats.aio.client import Client
 
@@ -38,10 +39,17 @@ UNAVAILABLE: Final = 503
 STREAM_NOT_FOUND: Final = 10059
 """Codes of JetStream's errors, as its documentation lists them."""
 
+NO_PEERS: Final = 10005
+NOT_YET: Final = frozenset({NO_PEERS, 10007, 10009, 10049, 10118})
+"""What servers answer beside 503 while a cluster is coming up or a peer restarts: no suitable peers (it has a leader,
+but not enough servers yet), not assigned, not the leader, a store that can't be made just now, a stream that is
+offline. Measured on three servers started one after the other; none of them says that what we ask for is wrong."""
+
 LOG_ID_KEY: Final = "modelyard.log_id"
 """Where a stream's metadata names the log it holds."""
 
 _API: Final = "$JS.API."
+_log = structlog.get_logger(__name__)
 
 
 class ApiError(Struct, frozen=True):
@@ -178,13 +186,16 @@ class Api:
 
     async def _ask(self, subject: str, body: bytes) -> bytes:
         deadline = asyncio.get_running_loop().time() + READ_SECONDS_MAX
-        attempt = 0
+        attempt, told = 0, ""
         while True:
             reply, problem = await self._ask_once(subject, body)
             if reply is not None:
                 return reply
             if asyncio.get_running_loop().time() > deadline:
-                raise LogUnavailable(f"JetStream doesn't answer {subject}: {problem}", nothing_written=True)
+                raise LogUnavailable(f"JetStream can't answer {subject} yet: {problem}", nothing_written=True)
+            if problem != told:
+                _log.warning("jetstream isn't ready", asked=subject, problem=problem)
+                told = problem
             await asyncio.sleep(backoff_seconds(attempt, base=RETRY_BASE_SECONDS, cap=RETRY_CAP_SECONDS))
             attempt += 1
 
@@ -199,7 +210,7 @@ class Api:
         except nats.errors.Error as error:
             return None, str(error) or type(error).__name__
         outcome = _MESSAGE.decode(reply.data).error
-        if outcome is not None and outcome.code == UNAVAILABLE:
+        if outcome is not None and (outcome.code == UNAVAILABLE or outcome.err_code in NOT_YET):
             return None, outcome.description
         return reply.data, ""
 

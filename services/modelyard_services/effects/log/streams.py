@@ -70,7 +70,7 @@ async def declare_streams(client: Client, layout: Layout) -> str:
 
     Raises:
         LogMisconfigured: a stream exists and differs in a setting we rely on, or the servers refuse to create one.
-        LogUnavailable: JetStream doesn't answer.
+        LogUnavailable: JetStream doesn't answer, or a cluster hasn't enough servers yet.
     """
     log = await _declare(Api(client, LOG_STREAM), _log_config(layout))
     await _declare(Api(client, EVENTS_STREAM), _events_config(layout))
@@ -103,6 +103,9 @@ async def _declare(api: Api, config: dict[str, object]) -> StreamInfo:
         if failure is not None and failure.err_code != _NAME_IN_USE:
             raise LogMisconfigured(f"stream {api.stream} can't be created: {failure.description} ({failure.err_code})")
         info = await api.info()
+        if info.error is not None and info.error.err_code == STREAM_NOT_FOUND:
+            # The servers that answered don't know yet of what another one has just made.
+            raise LogUnavailable(f"stream {api.stream} isn't to be seen yet", nothing_written=True)
     needs = {key: value for key, value in config.items() if key not in _FREE}
     _verify(api.stream, info, _LOG_NEEDS if api.stream == LOG_STREAM else needs)
     if info.replicas < (wanted := config["num_replicas"]):  # type: ignore[operator]
