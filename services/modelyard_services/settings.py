@@ -1,8 +1,19 @@
 """What every process of the control plane must be told: read once at the edge, frozen, passed down."""
 
+from typing import Final
+
 import msgspec
 
 from modelyard_events.spec import ScheduleSource
+
+WAIT_SECONDS: Final = 60.0
+"""How long a request waits for a model that loads (rule T5)."""
+
+QUEUE_MAX: Final = 1_024
+"""Requests that wait per model and router (rule T7)."""
+
+PROBE_FRESH_SECONDS: Final = 30.0
+"""How long a replica that answered its probe is used unasked (rule T4)."""
 
 
 class NatsSettings(msgspec.Struct, frozen=True):
@@ -52,6 +63,14 @@ class ConfigurationSettings(msgspec.Struct, frozen=True):
     files: tuple[str, ...] = ()
 
 
+class RouterSettings(msgspec.Struct, frozen=True):
+    """How requests wait and replicas are probed; `probe_fresh_seconds` 0 asks a process before every use (T4)."""
+
+    wait_seconds: float = WAIT_SECONDS
+    queue_max: int = QUEUE_MAX
+    probe_fresh_seconds: float = PROBE_FRESH_SECONDS
+
+
 class ReconcilerSettings(msgspec.Struct, frozen=True):
     """`configuration` is applied before the first pass (rule S3)."""
 
@@ -76,3 +95,4 @@ class ApiSettings(msgspec.Struct, frozen=True):
     grpc_port: int | None = None
     database_url: str | None = None
     open_on_loopback: bool = True
+    router: RouterSettings = RouterSettings()

@@ -178,7 +178,7 @@ async def test_a_busy_process_is_not_thrown_away(yard: Yard) -> None:
     async with a_router(yard.url) as router, a_gateway(router) as client:
         first = asyncio.create_task(_read(client, CHAT))
         await eventually(lambda: leases_on(router, "r-1") == 1)
-        router._prober.forget(ReplicaId("r-1"))  # as 30 s later
+        router._checks._prober.forget(ReplicaId("r-1"))  # as 30 s later
         status, replica, _body = await _ask(client)
         assert (status, replica) == (200, "r-1")
         assert router._board.shut_ones() == []

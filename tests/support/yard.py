@@ -22,8 +22,8 @@ from modelyard_services.effects.connect import open_runtime
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.upstream import Pool
 from modelyard_services.gateway.app import Authenticate, Gateway
-from modelyard_services.router.router import Router, RouterSettings
-from modelyard_services.settings import NatsSettings, ProcessSettings
+from modelyard_services.router.router import Router
+from modelyard_services.settings import NatsSettings, ProcessSettings, RouterSettings
 from tests.support.given import a_model, a_ready_replica, an_approved_node
 
 START_SECONDS = 20.0

@@ -28,7 +28,7 @@ async def serve(settings: ApiSettings, stop: asyncio.Event, *, joined: Joined) -
     """Serve until `stop` is set."""
     async with (
         open_runtime(settings.process) as runtime,
-        Router(runtime) as router,
+        Router(runtime, settings=settings.router) as router,
         _database(settings) as database,
     ):
         access = Access(runtime.fleet, settings.open_on_loopback)

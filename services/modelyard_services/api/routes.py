@@ -15,14 +15,15 @@ from modelyard_services.api.service import ApiRequest, Service, service_of, trac
 from modelyard_services.errors import InvalidRequestError, NotFoundError, UnavailableError
 from modelyard_services.router.leases import LEASE_SECONDS, Lease
 from modelyard_services.router.loading import Caller
-from modelyard_services.router.router import WAIT_SECONDS, Ask, Router
+from modelyard_services.router.router import Ask, Router
+from modelyard_services.settings import WAIT_SECONDS
 
 
 class RouteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which model; `wait_seconds` is how long to wait for a cold one, at most 60."""
 
     model: str
-    wait_seconds: float = WAIT_SECONDS
+    wait_seconds: float | None = None
 
 
 class LeaseView(msgspec.Struct, frozen=True):
@@ -52,7 +53,7 @@ class Routes(Controller):
     @post("/", status_code=201, summary="Route a request")
     async def route(self, request: ApiRequest, data: JSONBody[RouteBody]) -> LeaseView:
         """A lease on the best replica; a cold model is loaded and waited for (T1, T5)."""
-        if not 0 <= data.wait_seconds <= WAIT_SECONDS:
+        if data.wait_seconds is not None and not 0 <= data.wait_seconds <= WAIT_SECONDS:
             problem = f"wait_seconds is 0 to {WAIT_SECONDS:.0f}"
             raise InvalidRequestError(problem, field="wait_seconds", value=data.wait_seconds)
         caller = Caller(actor=request.auth.actor, trace=trace_of(request))

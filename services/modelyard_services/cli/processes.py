@@ -12,16 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from modelyard_services.cli import local
 from modelyard_services.settings import (
+    PROBE_FRESH_SECONDS,
+    QUEUE_MAX,
+    WAIT_SECONDS,
     ApiSettings,
     CalloutSettings,
     NatsSettings,
     ProcessSettings,
     ProjectorSettings,
     ReconcilerSettings,
+    RouterSettings,
 )
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -29,7 +33,21 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 @Parameter(name="*")
 class Common:
-    """Options of every control-plane process."""
+    """Options of every control-plane process.
+
+    Parameters
+    ----------
+    nats_url
+        NATS servers, separated by commas, with the control role's credentials.
+    nats_tls_ca
+        File with the certificate authority of the NATS servers.
+    nats_replicas
+        Replicas of streams that don't exist yet: 3 on a cluster.
+    status_port
+        Where to answer /healthz, /readyz and /metrics on loopback; 0 takes a free port.
+    log_level
+        What to log on stderr.
+    """
 
     def __init__(
         self,
@@ -40,21 +58,7 @@ class Common:
         status_port: int | None = None,
         log_level: LogLevel = "info",
     ) -> None:
-        """Take the options.
-
-        Parameters
-        ----------
-        nats_url
-            NATS servers, separated by commas, with the control role's credentials.
-        nats_tls_ca
-            File with the certificate authority of the NATS servers.
-        nats_replicas
-            Replicas of streams that don't exist yet: 3 on a cluster.
-        status_port
-            Where to answer /healthz, /readyz and /metrics on loopback; 0 takes a free port.
-        log_level
-            What to log on stderr.
-        """
+        """Take the options."""
         self.nats = NatsSettings(nats_url, tls_ca=nats_tls_ca, replicas=nats_replicas)
         self.status_port = status_port
         self.log_level = log_level
@@ -73,6 +77,31 @@ class Common:
         )
 
 
+@Parameter(name="*")
+class Routing:
+    """Options of every process that routes requests.
+
+    Parameters
+    ----------
+    wait_seconds
+        How long a request waits for a model that loads.
+    queue_max
+        Requests that may wait per model; those beyond get 429.
+    probe_fresh_seconds
+        How long a replica that answered its probe is used unasked; 0 probes before every use.
+    """
+
+    def __init__(
+        self,
+        *,
+        wait_seconds: Annotated[float, Parameter(validator=validators.Number(gte=0))] = WAIT_SECONDS,
+        queue_max: Annotated[int, Parameter(validator=validators.Number(gte=1))] = QUEUE_MAX,
+        probe_fresh_seconds: Annotated[float, Parameter(validator=validators.Number(gte=0))] = PROBE_FRESH_SECONDS,
+    ) -> None:
+        """Take the options."""
+        self.settings = RouterSettings(wait_seconds, queue_max, probe_fresh_seconds)
+
+
 def register(app: App) -> None:
     """Add the commands to `app`."""
     for command in (local.up, local.demo, local.worker, api, router, gateway, registrar, reconciler, projector):
@@ -85,6 +114,7 @@ def api(
     port: int = 7070,
     grpc_port: int | None = None,
     database_url: str | None = None,
+    routing: Routing | None = None,
     common: Common,
 ) -> None:
     """Run the control API with the gateway and gRPC.
@@ -111,11 +141,12 @@ def api(
         grpc_port=grpc_port,
         database_url=database_url,
         open_on_loopback=is_loopback(host),
+        router=_routing(routing),
     )
     common.run("api", lambda stop: serve(settings, stop, joined=partial(joined, settings)))
 
 
-def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, common: Common) -> None:
+def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, routing: Routing | None = None, common: Common) -> None:
     """Run a router alone, behind gRPC.
 
     Parameters
@@ -128,11 +159,13 @@ def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, common: Common) ->
     from modelyard_services.router.main import serve
     from modelyard_services.router.settings import RouterProcessSettings
 
-    settings = RouterProcessSettings(common.process("router"), grpc_host=host, grpc_port=grpc_port)
+    settings = RouterProcessSettings(
+        common.process("router"), grpc_host=host, grpc_port=grpc_port, router=_routing(routing)
+    )
     common.run("router", lambda stop: serve(settings, stop))
 
 
-def gateway(*, host: str = "127.0.0.1", port: int = 8080, common: Common) -> None:
+def gateway(*, host: str = "127.0.0.1", port: int = 8080, routing: Routing | None = None, common: Common) -> None:
     """Run a gateway alone, with its own router in process.
 
     Parameters
@@ -145,7 +178,7 @@ def gateway(*, host: str = "127.0.0.1", port: int = 8080, common: Common) -> Non
     from modelyard_services.gateway.main import serve
     from modelyard_services.gateway.settings import GatewaySettings
 
-    settings = GatewaySettings(common.process("gateway"), host=host, port=port)
+    settings = GatewaySettings(common.process("gateway"), host=host, port=port, router=_routing(routing))
     common.run("gateway", lambda stop: serve(settings, stop))
 
 
@@ -220,3 +253,7 @@ def projector(*, database_url: str, nats_copier_url: str | None = None, common: 
 
     settings = ProjectorSettings(common.process("projector"), database_url, copier_url=nats_copier_url)
     common.run("projector", lambda stop: serve(settings, stop))
+
+
+def _routing(options: Routing | None) -> RouterSettings:
+    return options.settings if options else RouterSettings()

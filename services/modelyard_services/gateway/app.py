@@ -44,7 +44,7 @@ from modelyard_services.gateway.request import (
 from modelyard_services.gateway.watch import Watch
 from modelyard_services.router.leases import Lease
 from modelyard_services.router.loading import Caller
-from modelyard_services.router.router import WAIT_SECONDS, Ask, Router
+from modelyard_services.router.router import Ask, Router
 
 ATTEMPTS_MAX: Final = 3
 """Replicas tried for one request: a request that kills what it touches must not kill a whole model."""
@@ -91,7 +91,7 @@ class Gateway:
         pool: Pool,
         *,
         authenticate: Authenticate | None = None,
-        wait_seconds: float = WAIT_SECONDS,
+        wait_seconds: float | None = None,
     ) -> None:
         self._router = router
         self._pool = pool

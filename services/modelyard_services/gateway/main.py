@@ -33,7 +33,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         Pool() as pool,
     ):
         access = Access(runtime.fleet, is_loopback(settings.host))
-        gateway = Gateway(router, pool, authenticate=access.client, wait_seconds=settings.wait_seconds)
+        gateway = Gateway(router, pool, authenticate=access.client)
         _log.info("gateway serves", host=settings.host, port=settings.port, router=router.incarnation)
         app = Front(gateway, router, access)
         await until(stop, serve_http(app, host=settings.host, port=settings.port))

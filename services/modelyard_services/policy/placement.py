@@ -43,11 +43,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """A refusal to answer with, whether or not it was news to the log."""
+    """A refusal to answer with, whether or not it was news to the log.
+
+    `held_up` when it is replicas that stand in the way: asking again soon may help (P4).
+    """
 
     kind: RefusalKind
     message: str
     unblock: str | None
+    held_up: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True):

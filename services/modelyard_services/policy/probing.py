@@ -5,11 +5,10 @@ Invariant: silence while requests are served is no failure (X15), and a failure 
 
 from typing import Final, Literal
 
+from modelyard_services.settings import PROBE_FRESH_SECONDS
+
 Answer = Literal["healthy", "silent", "wrong"]
 """`silent`: it listens and didn't answer in time; `wrong`: nothing listens, or it says that it isn't well."""
-
-FRESH_SECONDS: Final = 30.0
-"""How long a success holds (rule T4)."""
 
 BUSY_SECONDS: Final = 5.0
 """How long a replica that is too busy to answer is left in peace: else each request waits for a probe of its own."""
@@ -21,7 +20,7 @@ MISSES_MAX: Final = 3
 """Misses in a row that end an idle replica: one may be a long pause, three are 45 seconds."""
 
 
-def usable_seconds(answer: Answer, *, serving: bool, fresh_seconds: float = FRESH_SECONDS) -> float | None:
+def usable_seconds(answer: Answer, *, serving: bool, fresh_seconds: float = PROBE_FRESH_SECONDS) -> float | None:
     """How long the replica may be used unasked after `answer`; None when it may not be used."""
     if answer == "healthy":
         return fresh_seconds

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from modelyard_events.envelope import Actor, AnyEvent
+from modelyard_events.envelope import Actor, AnyEvent, instant
 from modelyard_events.ids import ModelName, ReplicaId
 from modelyard_projections.fleet import Fleet, Loading, Placed, ReplicaState
 from modelyard_services.effects.runtime import Runtime
@@ -25,6 +25,7 @@ from modelyard_services.policy.index import PlacementIndex
 from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place
 from modelyard_services.policy.readings import read
 from modelyard_services.policy.routing import expected
+from modelyard_services.router.estimates import LoadTimes
 
 RETRY_SECONDS: Final = (5.0, 120.0)
 """The least and the most a `Retry-After` asks for while a model loads (rule T5)."""
@@ -40,6 +41,10 @@ class Caller(msgspec.Struct, frozen=True):
     trace: str | None = None
 
 
+class HeldUpError(NoCapacityError):
+    """Other replicas are in the way and may go any moment: a load that can wait asks again soon (rule P4)."""
+
+
 class Loader:
     """One load decision per model at a time."""
 
@@ -53,6 +58,7 @@ class Loader:
         """See to it that a usable replica of `model` is on its way; `shut` ones don't count.
 
         Raises:
+            HeldUpError: there can't be one while others are in the way.
             ModelyardError: there can't be one now; says why.
         """
         task = self._deciding.get(model)
@@ -98,7 +104,8 @@ class Loader:
             )
         if refused.kind == "unsatisfiable":
             return UnsatisfiableError(f"no node can take {model!r}: {refused.message}", extra=extra)
-        return NoCapacityError(
+        kind = HeldUpError if refused.held_up else NoCapacityError
+        return kind(
             f"no room for {model!r} now: {refused.message}", retry_after_seconds=RETRY_UNKNOWN_SECONDS, extra=extra
         )
 
@@ -120,17 +127,19 @@ def pending(fleet: Fleet, model: ModelName) -> list[ReplicaState]:
     return sorted(coming, key=lambda state: (isinstance(state.phase, Placed), state.since_ns))
 
 
-def still_loading(runtime: Runtime, model: ModelName, *, position: int) -> ModelLoadingError:
+def still_loading(runtime: Runtime, model: ModelName, times: LoadTimes, *, position: int) -> ModelLoadingError:
     """What a caller is told whose patience ends before the load does."""
     coming = pending(runtime.fleet, model)
     if not coming:
         return ModelLoadingError(
-            f"{model!r} has no replica yet; ask again", retry_after_seconds=RETRY_SECONDS[0], extra={"state": "waiting"}
+            f"{model!r} has no replica yet; ask again",
+            retry_after_seconds=RETRY_SECONDS[0],
+            extra={"state": "waiting", "queue_position": position},
         )
     state = coming[0]
     progress = _progress(runtime, state)
-    eta = _eta_seconds(state, progress, now_ns=runtime.clock.now_ns())
-    phase = "placed" if isinstance(state.phase, Placed) else "loading"
+    eta = times.left_seconds(state, progress=progress, now_ns=runtime.clock.now_ns())
+    phase = _phase(state)
     least, most = RETRY_SECONDS
     return ModelLoadingError(
         f"{model!r} is {phase} on {state.node}; ask again",
@@ -142,18 +151,18 @@ def still_loading(runtime: Runtime, model: ModelName, *, position: int) -> Model
             "progress": progress,
             "queue_position": position,
             "eta_seconds": None if eta is None else round(eta, 1),
+            "since": instant(state.since_ns),
         },
     )
+
+
+def _phase(state: ReplicaState) -> str:
+    if not isinstance(state.phase, Placed):
+        return "loading"
+    return "waiting for room" if state.waits_for else "placed"
 
 
 def _progress(runtime: Runtime, state: ReplicaState) -> float | None:
     heartbeat = runtime.demand.heartbeat(state.node)
     readings = heartbeat.replicas if heartbeat is not None else ()
     return next((reading.progress for reading in readings if reading.replica == state.id), None)
-
-
-def _eta_seconds(state: ReplicaState, progress: float | None, *, now_ns: int) -> float | None:
-    if progress is None or not 0 < progress < 1:
-        return None
-    elapsed = max(0, now_ns - state.since_ns) / 1e9
-    return elapsed * (1 - progress) / progress

@@ -12,8 +12,9 @@ from modelyard_events.ids import ReplicaId
 from modelyard_events.replica import Process
 from modelyard_events.spec import Health
 from modelyard_services.effects.health import Healthy, Outcome, Refused, TimedOut, Unhealthy, probe
-from modelyard_services.policy.probing import FRESH_SECONDS, Answer, usable_seconds
+from modelyard_services.policy.probing import Answer, usable_seconds
 from modelyard_services.policy.routing import Candidate
+from modelyard_services.settings import PROBE_FRESH_SECONDS
 
 Ask = Callable[[str, Health], Awaitable[Outcome]]
 
@@ -27,7 +28,7 @@ async def ask(address: str, health: Health) -> Outcome:
 class Prober:
     """What is known of each replica's process; `fresh_seconds` 0 asks before every use."""
 
-    def __init__(self, *, fresh_seconds: float = FRESH_SECONDS, asked: Ask = ask) -> None:
+    def __init__(self, *, fresh_seconds: float = PROBE_FRESH_SECONDS, asked: Ask = ask) -> None:
         self._fresh_seconds = fresh_seconds
         self._ask = asked
         self._good: dict[ReplicaId, tuple[Process, int]] = {}

@@ -24,21 +24,26 @@ from modelyard_events.ids import LeaseId, ModelName, ReplicaId
 from modelyard_events.telemetry import ROUTER_REPORT_SECONDS, RouterReport
 from modelyard_projections.fleet import Touched
 from modelyard_projections.homes import Homes
-from modelyard_services.effects.health import Outcome, describe
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing import span
 from modelyard_services.errors import ModelyardError, OverloadedError, ReplicaFailedError, UnavailableError
-from modelyard_services.policy.probing import FRESH_SECONDS
 from modelyard_services.policy.routing import Candidate
+from modelyard_services.router import metrics
 from modelyard_services.router.board import Board
+from modelyard_services.router.checks import Checks
+from modelyard_services.router.estimates import LoadTimes
 from modelyard_services.router.leases import LEASE_SECONDS, Lease, LeaseBook
-from modelyard_services.router.loading import Caller, Loader, pending, require_known, still_loading
+from modelyard_services.router.loading import Caller, HeldUpError, Loader, pending, require_known, still_loading
 from modelyard_services.router.probes import Prober
 from modelyard_services.router.reports import USE_TOLD_NS, Reporter
-from modelyard_services.router.waiting import QUEUE_MAX, RETRY_SECONDS, Queues
+from modelyard_services.router.waiting import RETRY_SECONDS, Place, Queues
+from modelyard_services.settings import RouterSettings
 
-WAIT_SECONDS: Final = 60.0
-"""How long a caller waits for a model that loads (rule T5)."""
+HELD_UP_SECONDS: Final = 30.0
+"""How long a load that others are in the way of is asked for again, once a second (rule P4)."""
+
+LOADS_TRIED_MAX: Final = 3
+"""Failed loads that one request waits through: other nodes get a try, a broken model doesn't get the fleet (T6)."""
 
 _REPROBE_TICKS: Final = 8
 """A shut replica is asked again every two seconds: as long as one question may take."""
@@ -50,26 +55,31 @@ _log = structlog.get_logger(__name__)
 _NOTHING: Final[AbstractSet[ReplicaId]] = frozenset()
 
 
-class RouterSettings(msgspec.Struct, frozen=True):
-    """`probe_fresh_seconds` 0 asks a replica's process before every use (rule T4)."""
-
-    probe_fresh_seconds: float = FRESH_SECONDS
-    queue_max: int = QUEUE_MAX
-
-
 class Ask(msgspec.Struct, frozen=True):
     """One request's demands: how long it waits, how its lease is held, and what it has tried in vain.
 
-    `lease_seconds` None: the lease lives as long as the connection that holds it, and must be released.
+    `wait_seconds` None: as long as the router's settings say. `lease_seconds` None: the lease lives as long as the
+    connection that holds it, and must be released.
     """
 
-    wait_seconds: float = WAIT_SECONDS
+    wait_seconds: float | None = None
     lease_seconds: float | None = None
     avoid: AbstractSet[ReplicaId] = _NOTHING
     caller: Caller | None = None
 
 
 _PLAIN: Final = Ask()
+
+
+class _Wait(msgspec.Struct):
+    """One request that waits: since when, at which place, and what it has waited for so far."""
+
+    model: ModelName
+    ask: Ask
+    place: Place
+    since_ns: int
+    loads: set[ReplicaId] = msgspec.field(default_factory=set)
+    held_up: HeldUpError | None = None
 
 
 class Router:
@@ -79,17 +89,18 @@ class Router:
         self, runtime: Runtime, *, settings: RouterSettings | None = None, prober: Prober | None = None
     ) -> None:
         settings = settings or RouterSettings()
+        self.settings = settings
         self.runtime = runtime
         self.incarnation = runtime.ids.new("router")
         self._book = LeaseBook(self.incarnation)
         self._board = Board(runtime.fleet, runtime.demand, self._book)
-        self._prober = prober or Prober(fresh_seconds=settings.probe_fresh_seconds)
+        prober = prober or Prober(fresh_seconds=settings.probe_fresh_seconds)
+        self._checks = Checks(runtime, self._board, prober, reopened=lambda one: self._queues.wake([one.model]))
         self._queues = Queues(queue_max=settings.queue_max)
         self._loader = Loader(runtime)
+        self._load_times = LoadTimes()
         self._reporter = Reporter(runtime, self.incarnation)
-        self._checking: dict[ReplicaId, int] = {}
         self._task: asyncio.Task[None] | None = None
-        self._reopening: set[asyncio.Task[None]] = set()
         self.homes = Homes()
         """Where replicas belong, for those who are told of changes."""
         runtime.on_batch(self._fold)
@@ -101,9 +112,10 @@ class Router:
         return self
 
     async def __aexit__(self, *_exception: object) -> None:
-        tasks = [task for task in (self._task, *self._reopening) if task is not None]
-        for task in tasks:
-            task.cancel()
+        tasks = self._checks.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            tasks.append(self._task)
         await asyncio.gather(*tasks, return_exceptions=True)
         self._task = None
         with contextlib.suppress(UnavailableError):  # the silence tells the others as well, five seconds later
@@ -152,11 +164,11 @@ class Router:
         if name not in self._queues:
             candidate = self._board.best(name, ask.avoid)
             if candidate is not None:
-                lease = await self._granted(candidate, ask)
+                lease = await self._confirmed(candidate, self._grant(candidate, ask))
                 if lease is not None:
                     return lease
-        with span("wait for a replica"):
-            return await self._wait_for(name, ask)
+        with span("wait for a replica"), self._queues.place(name) as place:
+            return await self._wait_for(_Wait(name, ask, place, self.runtime.clock.monotonic_ns()))
 
     def release(self, lease: str) -> bool:
         """The request is over. False if the lease isn't held any more: it expired, or was released before."""
@@ -172,10 +184,7 @@ class Router:
 
     def failed(self, lease: Lease, detail: str) -> None:
         """The lease's replica couldn't be reached: it alone is out, until it answers a probe (rules T4, T9)."""
-        candidate = self._board.get(lease.replica)
-        if candidate is not None and candidate.address == lease.address:
-            self._shut(candidate, detail)
-            self._try_later(candidate)
+        self._checks.failed(lease, detail)
 
     def _unheard(self) -> list[str]:
         open_and_unheard = self._task is not None and not self._reporter.is_heard()
@@ -183,86 +192,86 @@ class Router:
 
     # One request.
 
-    async def _granted(self, candidate: Candidate, ask: Ask) -> Lease | None:
-        """A lease on `candidate` if its process is there; else the replica is shut, or gone."""
-        now_ns = self.runtime.clock.now_ns()
-        lease = self._board.grant(candidate, now_ns=now_ns, seconds=ask.lease_seconds)
-        if self._prober.is_good(candidate, now_ns=now_ns):
-            return lease
-        try:
-            usable = await self._probe(candidate)
-        except BaseException:
-            self.release(lease.lease)
-            raise
-        if usable:
-            return lease
-        self.release(lease.lease)
-        return None
+    def _grant(self, candidate: Candidate, ask: Ask) -> Lease:
+        return self._board.grant(candidate, now_ns=self.runtime.clock.now_ns(), seconds=ask.lease_seconds)
 
-    async def _probe(self, candidate: Candidate) -> bool:
-        replica = candidate.replica
-        state = self.runtime.fleet.replicas.get(replica)
-        if state is None:
-            return False
-        self._checking[replica] = self._checking.get(replica, 0) + 1
+    async def _confirmed(self, candidate: Candidate, lease: Lease) -> Lease | None:
+        """The lease if its replica's process is there; else it is released, and the replica shut or gone."""
+        if self._checks.is_good(candidate):
+            return lease
+        confirmed = False
         try:
-            outcome = await self._prober.outcome(candidate, state.launch.health)
-            return self._judge(candidate, outcome)
+            confirmed = await self._checks.confirm(candidate)
         finally:
-            left = self._checking.pop(replica) - 1
-            if left:
-                self._checking[replica] = left
+            if not confirmed:
+                self.release(lease.lease)
+        return lease if confirmed else None
 
-    def _judge(self, asked: Candidate, outcome: Outcome) -> bool:
-        candidate = self._board.get(asked.replica)
-        if candidate is None or candidate.process != asked.process:
-            return False  # it drained, ended or was restarted meanwhile
-        serving = candidate.in_flight > self._checking.get(candidate.replica, 0)
-        if self._prober.note(candidate, outcome, serving=serving, now_ns=self.runtime.clock.now_ns()):
-            return True
-        self._shut(candidate, describe(outcome))
-        return False
-
-    def _shut(self, candidate: Candidate, detail: str) -> None:
-        if not candidate.shut:
-            _log.warning("replica is out", replica=candidate.replica, node=candidate.node, problem=detail)
-        self._prober.forget(candidate.replica)
-        self._board.shut(candidate)
-
-    async def _wait_for(self, model: ModelName, ask: Ask) -> Lease:
-        clock = self.runtime.clock
-        deadline_ns = clock.monotonic_ns() + round(ask.wait_seconds * 1e9)
-        ticket = self._queues.ticket(model)
-        coming: set[ReplicaId] = set()
+    async def _wait_for(self, wait: _Wait) -> Lease:
+        woken = False
         while True:
-            candidate = self._board.best(model, ask.avoid)
-            if candidate is not None:
-                lease = await self._granted(candidate, ask)
+            # Who comes doesn't pass those who wait: they were woken for what is free now.
+            if woken or not self._queues.ahead(wait.place):
+                lease = await self._try(wait)
                 if lease is not None:
                     return lease
-                continue
-            full = self._require_hope(model, ask, coming)
-            if not full and not (on_way := pending(self.runtime.fleet, model)):
-                await self._load(model, ask)
-                on_way = pending(self.runtime.fleet, model)
+            full = self._require_hope(wait)
             if not full:
-                coming.update(state.id for state in on_way)
-            if self._board.best(model, ask.avoid) is None:
-                await self._wait(model, ticket, deadline_ns=deadline_ns, full=full)
+                await self._see_to_a_load(wait)
+            if self._board.best(wait.model, wait.ask.avoid) is None or self._queues.ahead(wait.place):
+                await self._sleep(wait, full=full)
+                woken = True
 
-    def _require_hope(self, model: ModelName, ask: Ask, coming: set[ReplicaId]) -> bool:
+    async def _try(self, wait: _Wait) -> Lease | None:
+        """A lease on whatever is free; None when nothing is."""
+        model, avoid, queues = wait.model, wait.ask.avoid, self._queues
+        while (candidate := self._board.best(model, avoid)) is not None:
+            granted = self._grant(candidate, wait.ask)
+            queues.step_out(wait.place)
+            self._pass_on(model)
+            lease = await self._confirmed(candidate, granted)
+            if lease is not None:
+                return lease
+            queues.step_in(wait.place)
+        # What this one has tried in vain may be good for the next.
+        self._pass_on(model, behind=wait.place.ticket)
+        return None
+
+    def _pass_on(self, model: ModelName, *, behind: int = 0) -> None:
+        if model in self._queues and self._board.best(model) is not None:
+            self._queues.wake_one(model, behind=behind)
+
+    def _require_hope(self, wait: _Wait) -> bool:
         """Refuse at once what waiting can't mend; True if replicas are there and merely full."""
-        fleet = self.runtime.fleet
+        fleet, model = self.runtime.fleet, wait.model
         require_known(fleet, model)
         if not self._reporter.is_heard():
             raise UnavailableError("this router's reports don't reach the others; ask again", retry_after_seconds=1)
         there = [candidate for candidate in self._board.candidates(model) if not candidate.shut]
-        if there and all(candidate.replica in ask.avoid for candidate in there):
+        if there and all(candidate.replica in wait.ask.avoid for candidate in there):
             raise ReplicaFailedError(f"every replica of {model!r} failed this request")
+        on_way = {state.id for state in pending(fleet, model)}
+        wait.loads |= on_way
         failure = fleet.models[model].last_failure
-        if coming and failure and not there and not pending(fleet, model):
-            raise ReplicaFailedError(f"{model!r} failed to load: {failure}", retry_after_seconds=RETRY_SECONDS)
+        if failure and not there and not on_way and len(wait.loads) >= LOADS_TRIED_MAX:
+            raise ReplicaFailedError(
+                f"{model!r} failed to load {len(wait.loads)} times, the last: {failure}",
+                retry_after_seconds=RETRY_SECONDS,
+            )
         return bool(there)
+
+    async def _see_to_a_load(self, wait: _Wait) -> None:
+        if pending(self.runtime.fleet, wait.model):
+            return
+        try:
+            await self._load(wait.model, wait.ask)
+        except HeldUpError as held_up:
+            if self._waited_seconds(wait) >= HELD_UP_SECONDS:
+                raise
+            wait.held_up = held_up
+        else:
+            wait.held_up = None
+            wait.loads |= {state.id for state in pending(self.runtime.fleet, wait.model)}
 
     async def _load(self, model: ModelName, ask: Ask) -> None:
         shut = frozenset(candidate.replica for candidate in self._board.shut_ones() if candidate.model == model)
@@ -270,7 +279,7 @@ class Router:
         try:
             await self._loader.begin(model, shut=shut, caller=caller)
         except ModelyardError as refused:
-            if shut and not isinstance(refused, UnavailableError):
+            if shut and not isinstance(refused, UnavailableError | HeldUpError):
                 names = ", ".join(sorted(shut))
                 raise ReplicaFailedError(
                     f"no replica of {model!r} can be reached ({names}), and there is no other: {refused.detail}",
@@ -278,27 +287,39 @@ class Router:
                 ) from refused
             raise
 
-    async def _wait(self, model: ModelName, ticket: int, *, deadline_ns: int, full: bool) -> None:
-        left = (deadline_ns - self.runtime.clock.monotonic_ns()) / 1e9
+    async def _sleep(self, wait: _Wait, *, full: bool) -> None:
+        patience = self.settings.wait_seconds if wait.ask.wait_seconds is None else wait.ask.wait_seconds
         try:
-            await self._queues.wait(model, ticket, seconds=max(left, 0))
+            await self._queues.sleep(wait.place, seconds=max(patience - self._waited_seconds(wait), 0))
         except TimeoutError:
-            if full:
-                raise OverloadedError(
-                    f"every replica of {model!r} is at its limit of requests", retry_after_seconds=RETRY_SECONDS
-                ) from None
-            position = self._queues.position(model, ticket)
-            raise still_loading(self.runtime, model, position=position) from None
+            raise self._out_of_patience(wait, full=full) from None
+
+    def _out_of_patience(self, wait: _Wait, *, full: bool) -> ModelyardError:
+        position = self._queues.ahead(wait.place)
+        if full:
+            return OverloadedError(
+                f"every replica of {wait.model!r} is at its limit of requests",
+                retry_after_seconds=RETRY_SECONDS,
+                extra={"queue_position": position},
+            )
+        if wait.held_up is not None:
+            return wait.held_up
+        return still_loading(self.runtime, wait.model, self._load_times, position=position)
+
+    def _waited_seconds(self, wait: _Wait) -> float:
+        return (self.runtime.clock.monotonic_ns() - wait.since_ns) / 1e9
 
     # What others say.
 
     def _fold(self, events: Sequence[Recorded], touched: list[Touched]) -> None:
         for recorded in events:
             self.homes.apply(recorded)
+        self._load_times.note(self.runtime.fleet, events)
         self._queues.wake(self._board.fold(touched))
         for kind, key in touched:
             if kind == "replica" and key not in self.runtime.fleet.replicas:
-                self._prober.forget(ReplicaId(key))
+                self._checks.forget(ReplicaId(key))
+                self._load_times.forget(ReplicaId(key))
                 self.runtime.demand.forget(ReplicaId(key))
 
     def _hear(self, report: RouterReport) -> None:
@@ -333,39 +354,18 @@ class Router:
             self._hear_others(used=self.runtime.demand.last_used_ns)
             self._queues.wake_all()
         if tick % _REPROBE_TICKS == 0:
-            self._reprobe()
+            self._checks.try_shut_ones()
+        metrics.queued(self._queues.lengths())
         await self._reporter.publish(self._report(leaving=False))
         if tick % _SECOND_TICKS == 0:
             await self._reporter.tell_workers(self._board.used())
-
-    def _reprobe(self) -> None:
-        for candidate in self._board.shut_ones():
-            self._try_later(candidate)
-
-    def _try_later(self, candidate: Candidate) -> None:
-        task = asyncio.create_task(self._try_again(candidate))
-        self._reopening.add(task)
-        task.add_done_callback(self._reopening.discard)
-
-    async def _try_again(self, asked: Candidate) -> None:
-        state = self.runtime.fleet.replicas.get(asked.replica)
-        if state is None:
-            return
-        outcome = await self._prober.outcome(asked, state.launch.health)
-        candidate = self._board.get(asked.replica)
-        if candidate is None or candidate.process != asked.process:
-            return
-        if self._prober.note(candidate, outcome, serving=candidate.in_flight > 0, now_ns=self.runtime.clock.now_ns()):
-            _log.info("replica is back", replica=candidate.replica, node=candidate.node)
-            self._board.reopen(candidate)
-            self._queues.wake([candidate.model])
 
     def _report(self, *, leaving: bool) -> RouterReport:
         """What this router holds; a lease that still waits for its probe isn't in anybody's hands yet."""
         since_ns = self.runtime.clock.now_ns() - USE_TOLD_NS
         in_flight, oldest_ns = {}, {}
         for replica, leases, began_ns in self._book.held():
-            handed_out = leases - self._checking.get(replica, 0)
+            handed_out = leases - self._checks.checking(replica)
             if handed_out > 0:
                 in_flight[replica], oldest_ns[replica] = handed_out, began_ns
         return RouterReport(

@@ -28,7 +28,7 @@ from modelyard_services.router.failures import failure
 from modelyard_services.router.loading import Caller
 from modelyard_services.router.proto.modelyard.v1 import scheduler_pb2 as pb
 from modelyard_services.router.proto.modelyard.v1.scheduler_pb2_grpc import SchedulerServicer
-from modelyard_services.router.router import WAIT_SECONDS, Ask, Router
+from modelyard_services.router.router import Ask, Router
 
 WATCHERS_MAX: Final = 128
 """Each reads the log on a connection of its own."""
@@ -52,10 +52,10 @@ class Scheduler(SchedulerServicer):
     async def Route(self, request: pb.RouteRequest, context: Context) -> pb.Lease:  # noqa: N802 - gRPC's
         async with _told(context):
             caller = self._caller(context, "operator")
-            wait_seconds = request.wait_seconds if request.HasField("wait_seconds") else WAIT_SECONDS
+            wait_seconds = request.wait_seconds if request.HasField("wait_seconds") else None
             if not request.model:
                 raise InvalidRequestError("a route needs a model", field="model")
-            if not 0 <= wait_seconds <= WAIT_SECONDS_MAX:
+            if wait_seconds is not None and not 0 <= wait_seconds <= WAIT_SECONDS_MAX:
                 raise InvalidRequestError(
                     f"waits lie in 0 … {WAIT_SECONDS_MAX:g} s", field="wait_seconds", value=wait_seconds
                 )

@@ -2,8 +2,7 @@
 
 import msgspec
 
-from modelyard_services.router.router import RouterSettings
-from modelyard_services.settings import ProcessSettings
+from modelyard_services.settings import ProcessSettings, RouterSettings
 
 
 class RouterProcessSettings(msgspec.Struct, frozen=True):

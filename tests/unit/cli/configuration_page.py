@@ -90,23 +90,14 @@ def _process(command: str) -> str:
 
 
 def _options(command: str) -> Iterator[tuple[str, str, str, str]]:
-    shared = _told_by_common()
     for argument in app[command].assemble_argument_collection(parse_docstring=True):
         name = argument.names[0]
         if not argument.parse or not name.startswith("--"):
             continue
         default = argument.field_info.default
         shown = "" if default is None else "required" if default is argument.field_info.empty else f"`{default}`"
-        told = str(argument.parameter.help or shared.get(name, "")).replace("\n", " ")
+        told = str(argument.parameter.help or "").replace("\n", " ")
         yield name, "MODELYARD_" + name.removeprefix("--").upper().replace("-", "_"), shown, told
-
-
-def _told_by_common() -> dict[str, str]:
-    from modelyard_services.cli.processes import Common  # noqa: PLC0415 - read here only
-
-    lines = [line.strip() for line in (Common.__init__.__doc__ or "").splitlines()]
-    names = ("nats_url", "nats_tls_ca", "nats_replicas", "status_port", "log_level")
-    return {"--" + name.replace("_", "-"): lines[lines.index(name) + 1] for name in names}
 
 
 def _fields(title: str, body: type[msgspec.Struct], *required: str) -> str:

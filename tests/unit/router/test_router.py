@@ -36,8 +36,10 @@ from modelyard_services.errors import (
     UnavailableError,
     UnsatisfiableError,
 )
+from modelyard_services.router.loading import Caller, HeldUpError, Loader
 from modelyard_services.router.probes import Prober
 from modelyard_services.router.router import Ask, Router
+from modelyard_services.settings import RouterSettings
 from tests.support.given import GIB, a_drain, a_model, a_ready_replica, an_approved_node, incarnation_of
 
 NOW = Ask(wait_seconds=0)
@@ -60,9 +62,9 @@ class World:
         return self.answers.get(address, Healthy())
 
     @contextlib.asynccontextmanager
-    async def router(self, *, fresh_seconds: float = 30.0) -> AsyncIterator[Router]:
+    async def router(self, *, fresh_seconds: float = 30.0, queue_max: int = 1_024) -> AsyncIterator[Router]:
         prober = Prober(fresh_seconds=fresh_seconds, asked=self.answer)
-        async with Router(self.runtime, prober=prober) as router:
+        async with Router(self.runtime, settings=RouterSettings(queue_max=queue_max), prober=prober) as router:
             await router.wait_ready(timeout_seconds=1)
             yield router
 
@@ -84,10 +86,17 @@ class World:
         return state
 
     async def becomes_ready(self, state: ReplicaState) -> None:
+        await self.starts_loading(state)
+        await self.is_loaded(state)
+
+    async def starts_loading(self, state: ReplicaState) -> None:
         process = Process(pid=1, started_at=1.0, port=1)
         life = incarnation_of(state.node)
+        await self.commit(ReplicaLoadStarted(node=state.node, replica=state.id, incarnation=life, process=process))
+
+    async def is_loaded(self, state: ReplicaState) -> None:
+        life = incarnation_of(state.node)
         await self.commit(
-            ReplicaLoadStarted(node=state.node, replica=state.id, incarnation=life, process=process),
             ReplicaLoaded(node=state.node, replica=state.id, incarnation=life, address="127.0.0.1:1"),
             ModelReplicaReady(model=state.model, replica=state.id),
         )
@@ -100,6 +109,21 @@ class World:
             ReservationReleased(node=state.node, reservations=(state.reservation,)),
             ModelReplicaEnded(model=state.model, replicas=ids, reason="load_failed", detail=detail),
         )
+
+
+class HeldUpLoader(Loader):
+    """A loader with somebody in the way, until told otherwise."""
+
+    def __init__(self, real: Loader) -> None:
+        super().__init__(real._runtime)
+        self.blocked = True
+        self.asked = 0
+
+    async def begin(self, model: ModelName, *, shut: frozenset[ReplicaId], caller: Caller) -> None:
+        self.asked += 1
+        if self.blocked:
+            raise HeldUpError("somebody is in the way")
+        await super().begin(model, shut=shut, caller=caller)
 
 
 async def eventually(holds: Callable[[], bool], *, seconds: float = 3.0) -> None:
@@ -350,6 +374,61 @@ async def test_above_max_concurrency_requests_queue_and_go_on_in_order(world: Wo
         assert done == list(range(20))
 
 
+async def test_who_comes_does_not_pass_those_who_wait(world: World) -> None:
+    """T7: between a release and the first waiter's turn somebody new asks, and gets the next."""
+    await world.happens([*an_approved_node(), *a_model()], a_ready_replica(max_concurrency=1))
+    async with world.router() as router:
+        lease = await router.route("m")
+        done: list[str] = []
+
+        async def use(name: str) -> None:
+            mine = await router.route("m")
+            done.append(name)
+            router.release(mine.lease)
+
+        first = asyncio.create_task(use("waits"))
+        await eventually(lambda: router._queues.lengths() == {"m": 1})
+        router.release(lease.lease)
+        second = asyncio.create_task(use("comes"))
+        await asyncio.gather(first, second)
+        assert done == ["waits", "comes"]
+
+
+async def test_a_request_that_can_use_nothing_free_lets_the_next_one_have_it(world: World) -> None:
+    """T7: its own replica is full, and it has tried the free one in vain."""
+    await world.happens([*an_approved_node("n1"), *an_approved_node("n2"), *a_model()])
+    await world.happens(a_ready_replica("r-1", node="n1", max_concurrency=1))
+    await world.happens(a_ready_replica("r-2", node="n2", max_concurrency=1))
+    async with world.router() as router:
+        leases = [await router.route("m"), await router.route("m")]
+        freed = next(lease for lease in leases if lease.replica == "r-2")
+        picky = asyncio.create_task(router.route("m", Ask(avoid=frozenset({ReplicaId("r-2")}))))
+        await eventually(lambda: router._queues.lengths() == {"m": 1})
+        other = asyncio.create_task(router.route("m"))
+        await eventually(lambda: router._queues.lengths() == {"m": 2})
+        router.release(freed.lease)
+        assert (await asyncio.wait_for(other, 0.5)).replica == "r-2"
+        assert not picky.done()
+        picky.cancel()
+
+
+async def test_a_full_queue_is_answered_with_its_length_and_when_to_ask_again(world: World) -> None:
+    """T7."""
+    await world.happens([*an_approved_node(), *a_model()], a_ready_replica(max_concurrency=1))
+    async with world.router(queue_max=2) as router:
+        await router.route("m")
+        waiting = [asyncio.create_task(router.route("m")) for _ in range(2)]
+        await eventually(lambda: router._queues.lengths() == {"m": 2})
+        with pytest.raises(OverloadedError) as full:
+            await router.route("m")
+        assert full.value.extra == {"queued": 2}
+        assert full.value.retry_after_seconds
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        assert not router._queues.lengths()
+
+
 async def test_requests_queued_for_a_full_replica_count_the_other_routers_too(world: World) -> None:
     """T7."""
     await world.happens([*an_approved_node(), *a_model()], a_ready_replica(max_concurrency=1))
@@ -396,6 +475,77 @@ async def test_a_caller_without_patience_is_told_how_far_the_load_is(world: Worl
     assert told.value.extra["node"] == "n1"
     assert told.value.extra.keys() >= {"progress", "queue_position", "eta_seconds"}
     assert 5 <= (told.value.retry_after_seconds or 0) <= 120
+
+
+async def test_the_last_load_of_a_model_says_how_long_this_one_takes(world: World) -> None:
+    """T5: where its process tells no progress."""
+    await world.happens([*an_approved_node("n1"), *an_approved_node("n2"), *a_model()])
+    async with world.router() as router:
+        asking = asyncio.create_task(router.route("m"))
+        state = await world.placed()
+        await world.starts_loading(state)
+        await asyncio.sleep(0.02)
+        await world.is_loaded(state)
+        await asking
+        await world.happens(a_drain(state.id, node=state.node))
+        with pytest.raises(ModelLoadingError) as told:
+            await router.route("m", NOW)
+    eta = told.value.extra["eta_seconds"]
+    assert isinstance(eta, float)
+    assert 0 <= eta < 5
+    assert told.value.retry_after_seconds == 5
+
+
+async def test_those_who_wait_are_told_how_many_are_before_them(world: World) -> None:
+    """T5, T7."""
+    await world.happens([*an_approved_node(), *a_model()])
+    async with world.router() as router:
+        waiting = [asyncio.create_task(router.route("m")) for _ in range(3)]
+        await eventually(lambda: router._queues.lengths() == {"m": 3})
+        with pytest.raises(ModelLoadingError) as told:
+            await router.route("m", NOW)
+        assert told.value.extra["queue_position"] == 3
+        for task in waiting:
+            task.cancel()
+
+
+async def test_a_failed_load_is_tried_on_another_node_for_those_who_wait(world: World) -> None:
+    """T6: while one node backs off, others are tried; after the third failure the reason is the answer."""
+    names = ["n1", "n2", "n3", "n4", "n5"]
+    await world.happens([event for name in names for event in an_approved_node(name)], a_model())
+    async with world.router() as router:
+        asking = asyncio.create_task(router.route("m"))
+        tried: set[str] = set()
+        for number in range(3):
+            state = await world.placed()
+            tried.add(state.node)
+            await world.fails_to_load(state, f"exit code {number}")
+        assert len(tried) == 3
+        with pytest.raises(ReplicaFailedError, match="3 times, the last: exit code 2"):
+            await asyncio.wait_for(asking, 2)
+        second = asyncio.create_task(router.route("m"))
+        state = await world.placed()
+        assert state.node not in tried
+        await world.becomes_ready(state)
+        assert (await second).replica == state.id
+        assert state.node not in {
+            node.name for node in world.runtime.fleet.nodes.values() if ModelName("m") in node.load_failures
+        }
+
+
+async def test_a_load_that_others_are_in_the_way_of_waits_for_them(world: World) -> None:
+    """P4: it asks again each second, and goes on as soon as there is room; without patience it is told at once."""
+    await world.happens([*an_approved_node(vram=4 * GIB), *a_model("m", ModelSpec(command=("serve",), vram=3 * GIB))])
+    async with world.router() as router:
+        router._loader = held_up = HeldUpLoader(router._loader)
+        with pytest.raises(HeldUpError):
+            await router.route("m", NOW)
+        asking = asyncio.create_task(router.route("m"))
+        await eventually(lambda: held_up.asked >= 3)
+        assert not asking.done()
+        held_up.blocked = False
+        await world.becomes_ready(await world.placed())
+        assert (await asyncio.wait_for(asking, 3)).model == "m"
 
 
 async def test_a_load_that_failed_answers_its_real_reason(world: World) -> None:
