@@ -65,6 +65,12 @@ class ModelReplicaEnded(ModelEvent, frozen=True, kw_only=True, tag="model.replic
     detail: str = ""
 
 
+class ModelRestartRequested(ModelEvent, frozen=True, kw_only=True, tag="model.restart_requested.v1"):
+    """Ready replicas are to be replaced by fresh ones of the same revision, as a rollout replaces older ones (R6)."""
+
+    replicas: tuple[ReplicaId, ...]
+
+
 class ModelPlacementRefused(ModelEvent, frozen=True, kw_only=True, tag="model.placement_refused.v1"):
     """No node could take a replica; appended only when kind, blocking filters or spec differ from the last (P5)."""
 
@@ -107,6 +113,7 @@ ModelOwnEvent = (
     | ModelReplicaEnded
     | ModelPlacementRefused
     | ModelScaled
+    | ModelRestartRequested
     | ModelDeclaredUnsatisfiable
     | ModelDeclaredSatisfiable
 )

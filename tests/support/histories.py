@@ -29,6 +29,7 @@ from modelyard_events.model import (
     ModelRemoved,
     ModelReplicaEnded,
     ModelReplicaReady,
+    ModelRestartRequested,
     ModelScaled,
     ModelScheduleCleared,
     ModelScheduleSet,
@@ -266,6 +267,7 @@ def _change_model(draw: Historian) -> list[AnyEvent]:
             model=name, kind=draw.one(("unsatisfiable", "exhausted")), revision=revision_of(spec), decision=DECISION
         ),
         ModelScaled(model=name, previous=1, wanted=2, reason=draw.one(STRANGE), decision=DECISION),
+        ModelRestartRequested(model=name, replicas=(ReplicaId("r-gone"), *list(model.replicas)[:1])),
         ModelDeclaredUnsatisfiable(
             model=name, reason=draw.one(STRANGE), failed_passes=3, cool_down_seconds=300.0, decision=DECISION
         ),

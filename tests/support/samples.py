@@ -42,6 +42,7 @@ from modelyard_events.model import (
     ModelReplicaDraining,
     ModelReplicaEnded,
     ModelReplicaReady,
+    ModelRestartRequested,
     ModelScaled,
     ModelScheduleCleared,
     ModelScheduleSet,
@@ -242,6 +243,7 @@ _ALL: Final[tuple[AnyEvent, ...]] = (
     ModelReplicaDraining(model=MODEL, replicas=(REPLICA, OTHER), reason="scaled_down"),
     ModelReplicaEnded(model=MODEL, replicas=(REPLICA,), reason="load_failed", detail="exit code 137"),
     ModelPlacementRefused(model=MODEL, kind="exhausted", revision=REVISION, decision=_DECISION),
+    ModelRestartRequested(model=MODEL, replicas=(REPLICA, OTHER)),
     ModelScaled(model=MODEL, previous=1, wanted=2, reason="every replica is busy", decision=_DECISION),
     ModelDeclaredUnsatisfiable(
         model=MODEL, reason="no node matches", failed_passes=3, cool_down_seconds=300.0, decision=_DECISION

@@ -21,6 +21,7 @@ from modelyard_events.model import (
     ModelReplicaDraining,
     ModelReplicaEnded,
     ModelReplicaReady,
+    ModelRestartRequested,
     ModelScaled,
     ModelScheduleCleared,
     ModelScheduleSet,
@@ -56,7 +57,13 @@ def _change(model: ModelState, event: ModelOwnEvent, recorded: Recorded) -> None
             model.schedule = ScheduleState(event.schedule, event.source)
         case ModelScheduleCleared():
             model.schedule = None
-        case ModelReplicaAdded() | ModelReplicaReady() | ModelReplicaDraining() | ModelReplicaEnded():
+        case (
+            ModelReplicaAdded()
+            | ModelReplicaReady()
+            | ModelReplicaDraining()
+            | ModelReplicaEnded()
+            | ModelRestartRequested()
+        ):
             _count(model, event)
         case ModelPlacementRefused():
             filters = tuple(count.filter for count in event.decision.filters)
@@ -73,7 +80,8 @@ def _change(model: ModelState, event: ModelOwnEvent, recorded: Recorded) -> None
 
 
 def _count(
-    model: ModelState, event: ModelReplicaAdded | ModelReplicaReady | ModelReplicaDraining | ModelReplicaEnded
+    model: ModelState,
+    event: ModelReplicaAdded | ModelReplicaReady | ModelReplicaDraining | ModelReplicaEnded | ModelRestartRequested,
 ) -> None:
     match event:
         case ModelReplicaAdded():
@@ -85,6 +93,10 @@ def _count(
         case ModelReplicaDraining():
             for replica in event.replicas:
                 model.replicas[replica] = msgspec.structs.replace(model.replicas[replica], phase="draining")
+        case ModelRestartRequested():
+            # One that has ended meanwhile needs no restart.
+            for replica in model.replicas.keys() & set(event.replicas):
+                model.replicas[replica] = msgspec.structs.replace(model.replicas[replica], restarts=True)
         case ModelReplicaEnded():
             for replica in event.replicas:
                 del model.replicas[replica]

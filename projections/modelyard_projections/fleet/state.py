@@ -272,12 +272,13 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class ModelReplica(msgspec.Struct, frozen=True):
-    """A replica as its model counts it."""
+    """A replica as its model counts it. `restarts` once somebody asked for a fresh one in its place."""
 
     node: NodeName
     replica_index: int
     revision: Revision
     phase: Literal["added", "ready", "draining"]
+    restarts: bool = False
 
 
 class ModelState(msgspec.Struct):

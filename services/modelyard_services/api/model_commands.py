@@ -1,5 +1,6 @@
-"""Commands on models: define, schedule, load, unload."""
+"""Commands on models: define, schedule, load, unload, restart."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -22,13 +23,16 @@ from modelyard_services.errors import (
 )
 from modelyard_services.policy import models, placement, readings, schedules
 from modelyard_services.policy.configuration import read_model, read_schedule
+from modelyard_services.policy.desired import is_ready
 from modelyard_services.policy.ending import begin_drain
 from modelyard_services.policy.identity import replica_id
+from modelyard_services.policy.restart import restart
 
 REPLICAS_MAX = 100
 """Replicas of one load: each is its own decision."""
 
 Name = FromPath[str]
+Chosen = Callable[[Fleet], list[ReplicaId]]
 
 
 class LoadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +56,14 @@ class UnloadAnswer(msgspec.Struct, frozen=True):
 
     sequence: int
     replicas: list[str]
+
+
+class RestartAnswer(msgspec.Struct, frozen=True):
+    """The replicas that are to be replaced by fresh ones."""
+
+    sequence: int
+    replicas: list[str]
+    warnings: list[str] = []
 
 
 class ModelCommands(Controller):
@@ -120,16 +132,13 @@ class ModelCommands(Controller):
     @delete("/replicas", status_code=202, summary="Unload a model")
     async def unload(self, request: ApiRequest, model: Name, node: FromQuery[str | None] = None) -> UnloadAnswer:
         """End all replicas of the model, or those on one node: every index of it (X3)."""
-        name = ModelName(model)
-        if name not in service_of(request).fleet.models:
-            raise ModelUnknownError(f"there is no model {model!r}", field="model", value=model)
-        if node is not None and NodeName(node) not in service_of(request).fleet.nodes:
-            raise NotFoundError(f"there is no node {node!r}", field="node", value=node)
-
-        def chosen(fleet: Fleet) -> list[ReplicaId]:
-            return [replica.id for replica in fleet.replicas_of(name) if node is None or replica.node == node]
-
+        chosen = _of_model(request, model, node)
         return await _unload(request, chosen, f"model {model!r} has no replica there; nothing was unloaded")
+
+    @post("/restart", status_code=202, summary="Restart a model")
+    async def restart(self, request: ApiRequest, model: Name, node: FromQuery[str | None] = None) -> RestartAnswer:
+        """Replace the ready replicas by fresh ones, one after another, a new one ready first where it fits (R6)."""
+        return await _restart(request, _of_model(request, model, node), f"model {model!r} has no ready replica there")
 
 
 class ReplicaCommands(Controller):
@@ -142,12 +151,12 @@ class ReplicaCommands(Controller):
     @delete("/", status_code=202, summary="Unload a replica")
     async def unload(self, request: ApiRequest, replica: Name) -> UnloadAnswer:
         """End one replica and no other (X4)."""
-        wanted = ReplicaId(replica)
+        return await _unload(request, _one(replica), f"there is no living replica {replica!r}; nothing was unloaded")
 
-        def chosen(fleet: Fleet) -> list[ReplicaId]:
-            return [wanted] if wanted in fleet.replicas else []
-
-        return await _unload(request, chosen, f"there is no living replica {replica!r}; nothing was unloaded")
+    @post("/restart", status_code=202, summary="Restart a replica")
+    async def restart(self, request: ApiRequest, replica: Name) -> RestartAnswer:
+        """Replace it by a fresh one of the same model, ready first where that fits (R6)."""
+        return await _restart(request, _one(replica), f"there is no ready replica {replica!r}")
 
 
 async def _load(request: ApiRequest, model: ModelName, body: LoadBody) -> LoadAnswer:
@@ -200,12 +209,44 @@ def refusal(refused: placement.Refused) -> NoCapacityError | UnsatisfiableError:
     return NoCapacityError(refused.message, retry_after_seconds=30, extra=extra)
 
 
-async def _unload(request: ApiRequest, chosen: Any, nothing: str) -> UnloadAnswer:
+def _of_model(request: ApiRequest, model: str, node: str | None) -> Chosen:
+    """The model's replicas, or those on one node."""
+    name = ModelName(model)
+    if name not in service_of(request).fleet.models:
+        raise ModelUnknownError(f"there is no model {model!r}", field="model", value=model)
+    if node is not None and NodeName(node) not in service_of(request).fleet.nodes:
+        raise NotFoundError(f"there is no node {node!r}", field="node", value=node)
+    return lambda fleet: [state.id for state in fleet.replicas_of(name) if node is None or state.node == node]
+
+
+def _one(replica: str) -> Chosen:
+    wanted = ReplicaId(replica)
+    return lambda fleet: [wanted] if wanted in fleet.replicas else []
+
+
+async def _restart(request: ApiRequest, chosen: Chosen, nothing: str) -> RestartAnswer:
+    service = service_of(request)
+    ready: list[ReplicaId] = []
+
+    def decide(fleet: Fleet) -> list[AnyEvent]:
+        ready[:] = [replica for replica in chosen(fleet) if is_ready(fleet.replicas[replica])]
+        if not ready:
+            raise NotFoundError(f"{nothing}; nothing restarts")
+        return restart(fleet, ready)
+
+    done = await service.commit(request, decide)
+    frozen = ["the reconciler is frozen and restarts nothing until `modelyard thaw`"]
+    return RestartAnswer(
+        done.sequence, [str(replica) for replica in ready], frozen if service.fleet.settings.reconciler_frozen else []
+    )
+
+
+async def _unload(request: ApiRequest, chosen: Chosen, nothing: str) -> UnloadAnswer:
     service = service_of(request)
     ended: list[ReplicaId] = []
 
     def decide(fleet: Fleet) -> list[AnyEvent]:
-        found: list[ReplicaId] = chosen(fleet)
+        found = chosen(fleet)
         if not found:
             raise NotFoundError(nothing)
         ended[:] = [replica for replica in found if not isinstance(fleet.replicas[replica].phase, Draining)]

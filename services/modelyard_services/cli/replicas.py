@@ -1,4 +1,4 @@
-"""`modelyard ps`, `load`, `unload`, `logs`: what runs, and making it run."""
+"""`modelyard ps`, `load`, `unload`, `restart`, `logs`: what runs, and making it run."""
 
 import json
 import sys
@@ -18,6 +18,7 @@ def register(app: App) -> None:
     app.command(ps)
     app.command(load)
     app.command(unload)
+    app.command(restart)
     app.command(logs)
 
 
@@ -63,11 +64,25 @@ def load(
 
 def unload(target: str, *, node: str | None = None, wait: bool = False, session: Here) -> None:
     """End replicas: all of a model, those on one node, one by `model#index` with --node, or one by its id."""
-    ended = _ended_by(session, target, node)
+    path, query = _named(session, target, node)
+    ended = session.call("DELETE", path, query=query)
     session.done(ended, f"{target} unloading: {', '.join(ended['replicas'])}")
     if wait:
         gone = set(ended["replicas"])
         until(session, f"{target} has ended", lambda: not gone & set(_ids(session)))
+
+
+def restart(target: str, *, node: str | None = None, wait: bool = False, session: Here) -> None:
+    """Replace what is ready by fresh processes, one after another, a new one ready first where it fits.
+
+    All of a model, those on one node, one by `model#index` with --node, or one by its id; `--wait` until it is done.
+    """
+    path, query = _named(session, target, node)
+    answer = session.call("POST", f"{path.removesuffix('/replicas')}/restart", query=query)
+    session.done(answer, f"{target} restarting: {', '.join(answer['replicas'])}")
+    if wait:
+        old = set(answer["replicas"])
+        until(session, f"{target} has restarted", lambda: not old & set(_ids(session)))
 
 
 def logs(
@@ -91,12 +106,13 @@ def _print_line(line: str, session: Session) -> None:
     sys.stdout.flush()
 
 
-def _ended_by(session: Session, target: str, node: str | None) -> Any:
+def _named(session: Session, target: str, node: str | None) -> tuple[str, dict[str, str | None]]:
+    """Path and query of what `target` names: one replica, or all of a model, or those on one node."""
     if target.startswith("r-") and target in _ids(session):
-        return session.call("DELETE", f"/replicas/{segment(target)}")
+        return f"/replicas/{segment(target)}", {}
     model, sign, index = target.rpartition("#")
     if not sign:
-        return session.call("DELETE", f"/models/{segment(target)}/replicas", query={"node": node})
+        return f"/models/{segment(target)}/replicas", {"node": node}
     found = [
         replica["id"]
         for replica in session.get("/replicas", model=model, node=node)["items"]
@@ -104,7 +120,7 @@ def _ended_by(session: Session, target: str, node: str | None) -> Any:
     ]
     if len(found) != 1:
         raise CommandFailedError(f"{target} names {len(found)} replicas; add --node, or give the id (`modelyard ps`)")
-    return session.call("DELETE", f"/replicas/{segment(found[0])}")
+    return f"/replicas/{segment(found[0])}", {}
 
 
 def _ids(session: Session) -> list[str]:

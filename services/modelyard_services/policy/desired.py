@@ -64,8 +64,14 @@ def nodes_without(fleet: Fleet, model: ModelState) -> list[NodeName]:
 
 
 def stale(fleet: Fleet, model: ModelState) -> list[ReplicaState]:
-    """Replicas of an older revision that still serve (rule R6)."""
-    return [state for state in serving(fleet, model) if state.revision != model.revision]
+    """Replicas that serve and are to be replaced: of an older revision, or asked to restart (rule R6)."""
+    return [state for state in serving(fleet, model) if state.revision != model.revision or restarts(model, state)]
+
+
+def restarts(model: ModelState, state: ReplicaState) -> bool:
+    """Whether somebody asked for a fresh replica in its place."""
+    counted_as = model.replicas.get(state.id)
+    return counted_as is not None and counted_as.restarts
 
 
 def misplaced(fleet: Fleet, model: ModelState) -> list[ReplicaState]:

@@ -1,4 +1,4 @@
-"""Replacing replicas of an older revision: a new one ready first, else the old out first (rule R6).
+"""Replacing replicas, of an older revision or asked to restart: a new one ready first, else the old out first (R6).
 
 ```
 surge      place the newcomer elsewhere ─▶ it is ready ─▶ drain the old
@@ -13,6 +13,7 @@ from functools import partial
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import CommandId, ReplicaId
+from modelyard_events.replica import EndReason
 from modelyard_events.spec import SpreadAll
 from modelyard_projections.fleet import Draining, Fleet, ModelState, NodeState, ReplicaState
 from modelyard_services.policy.actions import Action, View, why
@@ -62,18 +63,19 @@ def _retire(state: ReplicaState, reason: str) -> Action:
 def _retired(fleet: Fleet, _command: CommandId, *, replica: ReplicaId, reason: str) -> Sequence[AnyEvent]:
     state = fleet.replicas.get(replica)
     model = fleet.models.get(state.model) if state is not None else None
-    if state is None or model is None or state.revision == model.revision:
+    if state is None or model is None or state not in stale(fleet, model):
         return []
     deadline = fleet.settings.drain_deadline_seconds
-    decision = why(fleet, f"superseded: {reason}", revision=state.revision, in_force=model.revision)
-    return begin_drain(fleet, [replica], reason="superseded", deadline_seconds=deadline, decision=decision)
+    ending = _reason(model, state)
+    decision = why(fleet, f"{ending}: {reason}", revision=state.revision, in_force=model.revision)
+    return begin_drain(fleet, [replica], reason=ending, deadline_seconds=deadline, decision=decision)
 
 
 def _replace(view: View, state: ReplicaState) -> Action:
     return Action(
         key=f"replace/{state.id}/{view.fleet.model_sequence(state.model)}",
         about=("model", state.model),
-        reason=f"replica {state.id} is of revision {state.revision}",
+        reason=f"replica {state.id} of revision {state.revision} is to be replaced",
         decide=partial(_replaced, view=view, replica=state.id),
     )
 
@@ -107,9 +109,13 @@ def _in_place(fleet: Fleet, readings: Readings, request: Request, old: ReplicaSt
     where = Place(node, held, waits_for=(old.id,), index=old.replica_index)
     deadline = fleet.settings.drain_deadline_seconds
     return [
-        *begin_drain(fleet, [old.id], reason="superseded", deadline_seconds=deadline),
+        *begin_drain(fleet, [old.id], reason=_reason(fleet.models[old.model], old), deadline_seconds=deadline),
         *claim(fleet, request, where, decision=decision).events,
     ]
+
+
+def _reason(model: ModelState, state: ReplicaState) -> EndReason:
+    return "superseded" if state.revision != model.revision else "requested"
 
 
 def _room_without(fleet: Fleet, readings: Readings, node: NodeState, old: ReplicaState) -> Room:

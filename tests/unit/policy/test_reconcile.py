@@ -24,6 +24,7 @@ from modelyard_events.selectors import parse_selector
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule, SpreadAll, revision_of
 from modelyard_events.telemetry import Heartbeat, ReplicaReading
 from modelyard_services.policy.models import remove
+from modelyard_services.policy.restart import restart
 from tests.support.given import (
     GIB,
     a_drain,
@@ -347,6 +348,36 @@ def test_without_capacity_the_old_one_goes_first_and_the_new_one_takes_its_place
     assert world.replicas() == [("n1", "ready")]
     assert next(iter(world.fleet.replicas.values())).id == newcomer.replica
     assert world.fleet.nodes[NodeName("n1")].slots[M] == {0: newcomer.replica}
+
+
+def test_a_restart_brings_fresh_ones_up_one_after_another_before_the_old_ones_go() -> None:
+    """R6's way with the same revision; a load under way is fresh already, and asking twice changes nothing (I11)."""
+    world = World(*three_nodes(), *a_model(), at_least(2))  # type: ignore[arg-type]
+    world.live()
+    before = set(world.fleet.replicas)
+    world.append(*a_loading_replica("r-fresh", node="n3"))
+    asked = restart(world.fleet, [*before, ReplicaId("r-fresh"), ReplicaId("r-gone")])
+    assert {replica for event in asked for replica in event.replicas} == before  # type: ignore[union-attr]
+    world.append(*asked)
+    assert restart(world.fleet, before) == []
+    world.route()
+    for _ in range(30):
+        world.settle()
+        assert sum(phase == "ready" for _, phase in world.replicas()) >= 2
+        world.work()
+    assert not before & set(world.fleet.replicas)
+    assert ReplicaId("r-fresh") in world.fleet.replicas
+    assert [phase for _, phase in world.replicas()] == ["ready", "ready", "ready"]
+    assert [event.reason for event in world.of(ReplicaUnloaded)] == ["requested", "requested"]  # type: ignore[union-attr]
+
+
+def test_without_capacity_a_restart_takes_the_old_ones_place() -> None:
+    world = World(*an_approved_node(), *a_model(), *a_ready_replica(R1))
+    world.append(*restart(world.fleet, [R1]))
+    world.live()
+    assert world.replicas() == [("n1", "ready")]
+    assert R1 not in world.fleet.replicas
+    assert [event.reason for event in world.of(ReplicaUnloaded)] == ["requested"]  # type: ignore[union-attr]
 
 
 def test_an_unscheduled_model_keeps_its_number_of_replicas_over_a_rollout() -> None:
