@@ -11,9 +11,15 @@ from modelyard_events.base import FleetEvent
 
 Role = Literal["viewer", "operator", "admin"]
 
+EvictionOrder = Literal["lru", "size"]
+"""Who makes room first: the least recently used, or the fewest and largest (rule P3)."""
+
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What operators change at run time; every figure is BEHAVIOURS' default."""
+    """What operators change at run time; every figure is BEHAVIOURS' default.
+
+    `max_loaded_models` is per node, loads under way included; 0 is no limit (rule C8).
+    """
 
     reconciler_frozen: bool = False
     evictions_frozen: bool = False
@@ -24,6 +30,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_scale_down_seconds: float = 300.0
     breaker_failed_passes: int = 3
     breaker_cool_down_seconds: float = 300.0
+    min_residency_seconds: float = 60.0
+    eviction_order: EvictionOrder = "lru"
+    max_loaded_models: int = 0
 
 
 class FleetSettingsChanged(FleetEvent, frozen=True, kw_only=True, tag="fleet.settings_changed.v1"):

@@ -30,13 +30,12 @@ class IndexedFleet(AnyFleet):
     def __init__(self) -> None:
         super().__init__()
         self.index = PlacementIndex()
-        self.readings = Readings()
 
     @rule(nodes=st.dictionaries(st.sampled_from(NODES), node_readings), data=st.data())
     def measure(self, nodes: dict[str, NodeReading], data: st.DataObject) -> None:
         replicas = sorted(self.world.fleet.replicas)
         busy = data.draw(st.dictionaries(st.sampled_from(replicas), st.integers(0, 3))) if replicas else {}
-        self.readings = Readings({NodeName(name): reading for name, reading in nodes.items()}, busy)
+        self.readings = Readings({NodeName(name): reading for name, reading in nodes.items()}, busy, knows_routers=True)
 
     @rule(node=st.sampled_from(NODES))
     def remove_node(self, node: str) -> None:

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from modelyard_events.codec import encode, subject_of
 from modelyard_events.decision import DECISION_BYTES_MAX, Decision
 from modelyard_events.envelope import Actor, AnyEvent, Envelope
+from modelyard_events.fleet import EvictionOrder, FleetSettingsChanged, Settings
 from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId, ReservationId
 from modelyard_events.model import ModelScheduleSet
 from modelyard_events.node import (
@@ -23,12 +24,12 @@ from modelyard_events.node import (
     NodeResumed,
     NodeVramBudgetOverridden,
 )
-from modelyard_events.replica import ReplicaPlaced
+from modelyard_events.replica import ReplicaDrainStarted, ReplicaPlaced
 from modelyard_events.reservation import OperatorHolder, ReplicaHolder, ReservationGranted
 from modelyard_events.selectors import matches, parse_selector
 from modelyard_events.sizes import Bytes
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule, SpreadAll
-from modelyard_projections.fleet import Alive, Fleet, Lost, NodeDraining
+from modelyard_projections.fleet import Alive, Fleet, Lost, NodeDraining, Ready
 from modelyard_services.effects.log.contract import Message, SequenceMoved
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.policy.ending import begin_drain, end
@@ -52,6 +53,7 @@ specs = st.builds(
     vram=st.sampled_from([None, 0, GIB, 4 * GIB, 12 * GIB, 30 * GIB]),
     file_size=st.sampled_from([None, GIB]),
     concurrency_groups=st.sampled_from([(), ("g",), ("g", "h")]),
+    pinned=st.sampled_from([False, False, True]),
 )
 schedules = st.builds(
     Schedule,
@@ -71,10 +73,14 @@ class AnyFleet(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
         self.commands = 0
+        self.readings = Readings(knows_routers=True)
 
     def _append(self, events: Iterable[AnyEvent]) -> None:
-        """Fold a decision, and judge each placement on the fleet as its own append left it."""
+        """Fold a decision; judge its evictions on the fleet before, its placements on the fleet as it left it."""
         decided = list(events)
+        for event in decided:
+            if isinstance(event, ReplicaDrainStarted) and event.reason.startswith("evicted"):
+                judge_eviction(self.world.fleet, self.readings, event)
         self.world.append(*decided)
         for event in decided:
             if isinstance(event, ReplicaPlaced):
@@ -124,7 +130,7 @@ class AnyFleet(RuleBasedStateMachine):
         for model in models:
             state = self.world.fleet.models.get(ModelName(model))
             if state is not None and state.spec is not None:
-                self._append(decide(self.world.fleet, Readings(), self._request(model)).events)
+                self._append(decide(self.world.fleet, self.readings, self._request(model)).events)
 
     @rule(node=some_node, size=some_gib)
     def cap(self, node: str, size: int) -> None:
@@ -178,6 +184,30 @@ class AnyFleet(RuleBasedStateMachine):
         else:
             self._append(end(self.world.fleet, [replica], reason="crashed"))
 
+    @precondition(lambda self: bool(self.world.fleet.replicas))
+    @rule(data=st.data(), leases=st.integers(0, 2))
+    def use(self, data: st.DataObject, leases: int) -> None:
+        """A replica is used now, and by that many requests still."""
+        replica = ReplicaId(data.draw(st.sampled_from(sorted(self.world.fleet.replicas))))
+        self.readings = msgspec.structs.replace(
+            self.readings,
+            in_flight=self.readings.in_flight | {replica: leases},
+            last_used_ns=self.readings.last_used_ns | {replica: self.world.now_ns},
+            cached_column=None,
+        )
+
+    @rule(
+        residency=st.sampled_from([0, 60]),
+        order=st.sampled_from(["lru", "size"]),
+        limit=st.sampled_from([0, 0, 1, 2]),
+        frozen=st.sampled_from([False, False, True]),
+    )
+    def set(self, residency: float, order: EvictionOrder, limit: int, frozen: bool) -> None:  # noqa: FBT001
+        wanted = Settings(
+            min_residency_seconds=residency, eviction_order=order, max_loaded_models=limit, evictions_frozen=frozen
+        )
+        self._append([FleetSettingsChanged(settings=wanted, changed=("min_residency_seconds",))])
+
     @rule()
     def work(self) -> None:
         self.world.work()
@@ -185,7 +215,7 @@ class AnyFleet(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 15, 130, 400]))
     def reconcile(self, seconds: int) -> None:
         self.world.later(seconds)
-        view = self.world.view()
+        view = msgspec.structs.replace(self.world.view(), readings=self.readings)
         for action in (*judge(view), *reconcile(view)):
             if self.world.fleet.recorded_command(action.command) is None:
                 self._append(action.decide(self.world.fleet, action.command))
@@ -220,16 +250,38 @@ def judge_placement(fleet: Fleet, event: ReplicaPlaced) -> None:
     beside = [state for state in others if state.model == event.model and state.id not in event.waits_for]
     assert event.replica_index not in {state.replica_index for state in beside}, "I2 unique"
     assert event.replica_index < node.max_replicas_per_model, "I2 within the cap"
-    strangers = [state for state in others if state.model != event.model]
+    strangers = [state for state in others if state.model != event.model and state.id not in event.waits_for]
     assert not any(set(event.groups).intersection(state.groups) for state in strangers), "I3"
+    limit = fleet.settings.max_loaded_models
+    models = {state.model for state in others if state.model != event.model and state.id not in event.waits_for}
+    assert not limit or event.replaces or len(models) < limit, "C8"
     model = fleet.models[ModelName(event.model)]
     assert matches(model.options.node_selector, node.labels), "I4"
     assert node.takes_replicas
     assert not isinstance(node.intent, NodeDraining)
-    alone = not [state for state in others if state.id not in event.waits_for]
+    alone = set(node.replicas) <= {event.replica, *event.waits_for}
     assert alone or not event.exclusive, "R4"
     if model.options.gpus > 1 and event.vram:
         assert len(event.vram) == model.options.gpus, "P6"
+
+
+def judge_eviction(fleet: Fleet, readings: Readings, event: ReplicaDrainStarted) -> None:
+    """I5, on the fleet and the readings it was decided on."""
+    assert not fleet.settings.evictions_frozen
+    for replica in event.replicas:
+        state = fleet.replicas[replica]
+        model = fleet.models[state.model]
+        assert isinstance(state.phase, Ready)
+        assert not readings.in_flight.get(replica), "I5 busy"
+        assert not (state.pinned if model.spec is None else model.spec.pinned), "I5 pinned"
+        left = [
+            other
+            for other in fleet.replicas_of(model.name)
+            if isinstance(other.phase, Ready) and other.id not in event.replicas
+        ]
+        mode = model.options.mode
+        assert model.spec is None or not isinstance(mode, SpreadAll), "I5 spread"
+        assert model.spec is None or isinstance(mode, SpreadAll) or len(left) >= mode.min_replicas, "I5 floor"
 
 
 def judge_decision(decision: Decision) -> None:

@@ -18,7 +18,7 @@ from modelyard_services.policy.actions import Action, Moment, View, Watch
 from modelyard_services.policy.deadlines import observe
 from modelyard_services.policy.ending import end
 from modelyard_services.policy.liveness import judge
-from modelyard_services.policy.readings import read
+from modelyard_services.policy.readings import Readings, read
 from modelyard_services.policy.reconcile import reconcile
 from tests.support.given import SECOND_NS, START_NS, some_process
 
@@ -65,7 +65,12 @@ class World:
             self.now_ns, self.now_ns, None if connected is None else START_NS + round(connected * SECOND_NS)
         )
         self.watch = observe(self.watch, fleet=self.fleet, demand=self.demand, now_ns=self.now_ns)
-        return View(self.fleet, self.demand, read(self.fleet, self.demand, heard_ns=self.now_ns), moment, self.watch)
+        return View(self.fleet, self.demand, self.readings(), moment, self.watch)
+
+    def readings(self) -> Readings:
+        connected = self.connected_seconds
+        since_ns = None if connected is None else START_NS + round(connected * SECOND_NS)
+        return read(self.fleet, self.demand, heard_ns=self.now_ns, connected_ns=since_ns)
 
     def one_pass(self) -> list[AnyEvent]:
         """One pass of the reconciler; what it appended."""

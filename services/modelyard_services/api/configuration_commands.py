@@ -21,7 +21,6 @@ from modelyard_services.policy import apply as policy
 from modelyard_services.policy.actions import Moment, View
 from modelyard_services.policy.configuration import Configuration, read_parsed
 from modelyard_services.policy.plan import Consequences, consequences
-from modelyard_services.policy.readings import read
 from modelyard_services.policy.rehearsal import Rehearsal
 
 DOCUMENTS_MAX: Final = 100
@@ -119,4 +118,4 @@ async def _planned(service: Service, configuration: Configuration, *, prune: boo
 def _view_of(service: Service) -> View:
     runtime = service.runtime
     moment = Moment(runtime.clock.now_ns(), runtime.clock.monotonic_ns(), runtime.connected_since_ns)
-    return View(runtime.fleet, runtime.demand, read(runtime.fleet, runtime.demand, heard_ns=moment.heard_ns), moment)
+    return View(runtime.fleet, runtime.demand, service.readings(runtime.fleet), moment)

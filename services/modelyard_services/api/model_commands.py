@@ -21,7 +21,7 @@ from modelyard_services.errors import (
     NotFoundError,
     UnsatisfiableError,
 )
-from modelyard_services.policy import models, placement, readings, schedules
+from modelyard_services.policy import models, placement, schedules
 from modelyard_services.policy.configuration import read_model, read_schedule
 from modelyard_services.policy.desired import is_ready
 from modelyard_services.policy.ending import begin_drain
@@ -178,7 +178,7 @@ async def _load(request: ApiRequest, model: ModelName, body: LoadBody) -> LoadAn
         def decide(
             fleet: Fleet, wish: placement.Request = wish, outcomes: list[placement.Outcome] = outcomes
         ) -> tuple[AnyEvent, ...]:
-            measured = readings.read(fleet, runtime.demand, heard_ns=runtime.clock.monotonic_ns())
+            measured = service.readings(fleet)
             outcomes.append(placement.place(fleet, measured, wish, search=service.search))
             return outcomes[-1].events
 

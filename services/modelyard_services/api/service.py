@@ -27,6 +27,7 @@ from modelyard_services.errors import (
     PreconditionError,
 )
 from modelyard_services.policy.access import Access, Identity
+from modelyard_services.policy.readings import Readings, read
 from modelyard_services.policy.survey import Surveyor, survey
 from modelyard_services.router.router import Router
 
@@ -57,6 +58,13 @@ class Service(msgspec.Struct, frozen=True):
     @property
     def fleet(self) -> Fleet:
         return self.runtime.fleet
+
+    def readings(self, fleet: Fleet) -> Readings:
+        """What telemetry says at this moment, for a decision on `fleet`."""
+        runtime = self.runtime
+        return read(
+            fleet, runtime.demand, heard_ns=runtime.clock.monotonic_ns(), connected_ns=runtime.connected_since_ns
+        )
 
     def node(self, name: str) -> NodeState:
         """The node `name`.

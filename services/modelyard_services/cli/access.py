@@ -77,4 +77,4 @@ def _change(change: str) -> tuple[str, Any]:
     try:
         return key, float(value) if "." in value else int(value)
     except ValueError:
-        raise CommandFailedError(f"{value!r} is neither a number nor true or false") from None
+        return key, value  # a word; whether this setting takes it, the API knows

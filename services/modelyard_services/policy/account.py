@@ -12,7 +12,7 @@ from modelyard_projections.fleet import Fleet
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.survey import Survey
 
-POLICY: Final = "placement/1"
+POLICY: Final = "placement/2"
 """The version of filters and scores: a decision is recomputed by the policy that it names."""
 
 TEXT_MAX: Final = 256

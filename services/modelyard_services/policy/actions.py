@@ -12,10 +12,10 @@ import msgspec
 from modelyard_events.decision import Decision, DecisionKind, Figure
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import CommandId, ModelName, ReplicaId
-from modelyard_projections.demand import ROUTER_GONE_NS, Demand
+from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet, Touched
 from modelyard_services.policy.account import POLICY, clipped
-from modelyard_services.policy.readings import Readings
+from modelyard_services.policy.readings import Readings, knows_routers
 from modelyard_services.policy.survey import Surveyor, survey
 
 NANOSECONDS = 1_000_000_000
@@ -34,7 +34,7 @@ class Moment(msgspec.Struct, frozen=True):
     @property
     def knows_routers(self) -> bool:
         """Whether every living router has had the time to be heard: before that, no lease means nothing."""
-        return self.connected_ns is not None and self.heard_ns - self.connected_ns >= ROUTER_GONE_NS
+        return knows_routers(self.heard_ns, self.connected_ns)
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -89,7 +89,9 @@ def _phase_actions(view: View, state: ReplicaState) -> list[Action]:
     match state.phase:
         case Placed(deadline_ns=deadline_ns):
             over = deadline_ns is not None and now_ns >= deadline_ns
-            return [_expiry(state, f"not accepted within {state.accept_seconds:.0f} s")] if over else []
+            return (
+                [_expiry(state, f"not accepted within {state.accept_seconds:.0f} s")] if over else _held_up(view, state)
+            )
         case Loading(deadline_ns=deadline_ns):
             over = now_ns >= max(deadline_ns, _progress_until_ns(view, state.id))
             return [_expiry(state, f"not ready within {state.load_seconds:.0f} s, and no progress")] if over else []
@@ -104,6 +106,32 @@ def _phase_actions(view: View, state: ReplicaState) -> list[Action]:
 def _progress_until_ns(view: View, replica: ReplicaId) -> int:
     progress = view.watch.progress.get(replica)
     return 0 if progress is None else progress.moved_ns + round(STALL_SECONDS * NANOSECONDS)
+
+
+def overstayed_ns(fleet: Fleet, newcomer: ReplicaState) -> int | None:
+    """When the first of those a newcomer waits for has had its time, by force too; None while none is draining."""
+    return min((due_ns for due_ns, _ in _forced_out(fleet, newcomer)), default=None)
+
+
+def _held_up(view: View, newcomer: ReplicaState) -> list[Action]:
+    """A victim that won't end fails the placement with that reason (rule P3)."""
+    due_ns = overstayed_ns(view.fleet, newcomer)
+    over = due_ns is not None and view.moment.log_ns >= due_ns
+    return [_expiry(newcomer, _overstayed(view.fleet, newcomer))] if over else []
+
+
+def _overstayed(fleet: Fleet, newcomer: ReplicaState) -> str:
+    _, late = min(_forced_out(fleet, newcomer), key=lambda each: each[0])
+    return f"{late.model}#{late.replica_index} ({late.id}), whose place it was to take, would not end"
+
+
+def _forced_out(fleet: Fleet, newcomer: ReplicaState) -> Iterator[tuple[int, ReplicaState]]:
+    """Those it waits for, with the drain's deadline and what a forced stop takes after it."""
+    for victim in newcomer.waits_for:
+        state = fleet.replicas.get(victim)
+        if state is not None and isinstance(state.phase, Draining):
+            patience_ns = round((state.launch.stop_grace_seconds + STOP_SECONDS) * NANOSECONDS)
+            yield state.phase.deadline_ns + patience_ns, state
 
 
 def _expiry(state: ReplicaState, detail: str) -> Action:

@@ -6,6 +6,7 @@ Invariant: a deadline that passed is no longer due here: the pass after it has d
 from collections.abc import Iterator
 
 from modelyard_projections.fleet import Alive, Draining, Fleet, Loading, NodeDraining, NodeState, Placed, ReplicaState
+from modelyard_services.policy.deadlines import overstayed_ns
 from modelyard_services.policy.filters import backoff_until_ns
 
 
@@ -43,6 +44,8 @@ def _of_node(node: NodeState) -> Iterator[int]:
 def _of_replica(fleet: Fleet, state: ReplicaState) -> Iterator[int]:
     if not isinstance(fleet.nodes[state.node].liveness, Alive):
         return
-    # A newcomer that waits for its victims has no deadline yet.
-    if isinstance(state.phase, Placed | Loading | Draining) and state.phase.deadline_ns is not None:
-        yield state.phase.deadline_ns
+    if isinstance(state.phase, Placed | Loading | Draining):
+        # A newcomer that waits for its victims has no deadline of its own yet.
+        due_ns = overstayed_ns(fleet, state) if state.phase.deadline_ns is None else state.phase.deadline_ns
+        if due_ns is not None:
+            yield due_ns

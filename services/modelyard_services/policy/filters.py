@@ -1,8 +1,8 @@
 """Which nodes can take a replica: ordered, named filters, each with the figure it rejected by (rules P1, P6).
 
 ```
-type ▶ admitted ▶ alive ▶ schedulable ▶ selector │ concurrency_group ▶ disk ▶ max_per_node ▶ slot ▶ replicas ▶
-exclusive ▶ vram ▶ backoff
+type ▶ admitted ▶ alive ▶ schedulable ▶ selector │ concurrency_group ▶ loaded_limit ▶ disk ▶ max_per_node ▶ slot ▶
+replicas ▶ exclusive ▶ vram ▶ backoff
 ```
 
 Invariant: filters left of the bar don't depend on load: a node they reject helps nobody by becoming empty.
@@ -16,7 +16,7 @@ import msgspec
 from modelyard_events.decision import Figure
 from modelyard_events.ids import ModelName, NodeName
 from modelyard_events.selectors import Selector, format_selector, matches
-from modelyard_projections.fleet import Alive, Fleet, NodeState, Schedulable
+from modelyard_projections.fleet import Alive, Fleet, NodeState, ReplicaState, Schedulable
 from modelyard_projections.fleet.state import LoadFailures
 from modelyard_services.policy.memory import Room, empty_room, room
 from modelyard_services.policy.readings import Readings
@@ -106,10 +106,22 @@ def group_taken(scene: Scene, node: NodeState) -> Rejection | None:
     if scene.wish.groups:
         for replica in node.replicas:
             state = scene.fleet.replicas[replica]
-            shared = state.model != scene.wish.model and set(scene.wish.groups).intersection(state.groups)
+            shared = shared_groups(scene.wish, state)
             if shared:
                 return Rejection("concurrency_group", detail=f"{min(shared)} held by {state.model}")
     return None
+
+
+def shared_groups(wish: Wish, state: ReplicaState) -> set[str]:
+    """The groups that keep the wish off the replica's node, judged by those copied into `placed` (rule R5)."""
+    return set() if state.model == wish.model else set(wish.groups).intersection(state.groups)
+
+
+def loaded_limit(scene: Scene, node: NodeState) -> Rejection | None:
+    """As many other models live here as the limit allows, loads under way included (rule C8)."""
+    limit = scene.fleet.settings.max_loaded_models
+    others = len(node.slots) - (scene.wish.model in node.slots)
+    return Rejection("loaded_limit", limit) if limit and others >= limit else None
 
 
 def disk_short(scene: Scene, node: NodeState) -> Rejection | None:
@@ -166,6 +178,7 @@ FIXED_FILTERS: Final[dict[str, Filter]] = {
 }
 LOAD_FILTERS: Final[dict[str, Filter]] = {
     "concurrency_group": group_taken,
+    "loaded_limit": loaded_limit,
     "disk": disk_short,
     "max_per_node": enough_per_node,
     "slot": slot_taken,

@@ -126,6 +126,7 @@ class _Search:
     def _judge_load(self, fits_empty: int) -> None:
         rows, wish, before = self._rows, self._wish, self._left
         self._reject("concurrency_group", self._strangers())
+        self._reject_full_of_models()
         self._reject_disk()
         if wish.max_per_node is not None:
             taken = rows.sets.get(("count", wish.model), {})
@@ -156,6 +157,14 @@ class _Search:
             for model, mask in self._rows.sets.get(("group", group), {}).items()
             if model != self._wish.model
         )
+
+    def _reject_full_of_models(self) -> None:
+        limit = self._rows.fleet.settings.max_loaded_models
+        if limit:
+            models = self._rows.sets.get("models", {})
+            over = _union(mask for count, mask in models.items() if isinstance(count, int) and count > limit)
+            present = _union(self._rows.sets.get(("count", self._wish.model), {}).values())
+            self._reject("loaded_limit", over | (models.get(limit, 0) & ~present), limit, limit)
 
     def _reject_disk(self) -> None:
         if self._wish.disk is None:

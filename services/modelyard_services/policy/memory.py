@@ -5,12 +5,14 @@ what is reserved but not in that measurement yet.
 """
 
 from collections.abc import Mapping
+from typing import Self
 
 import msgspec
 
+from modelyard_events.ids import ReplicaId
 from modelyard_events.node import HOST_MEMORY
 from modelyard_events.reservation import ReplicaHolder
-from modelyard_projections.fleet import Fleet, NodeState
+from modelyard_projections.fleet import Fleet, NodeState, ReplicaState
 from modelyard_services.policy.readings import NodeReading
 
 
@@ -30,16 +32,56 @@ class Room(msgspec.Struct, frozen=True):
         return max(0, min(free[gpus - 1], self.total // gpus))
 
 
+class Space:
+    """What is free on a node, to the byte and below zero too, while replicas are taken away in thought.
+
+    Invariant: `add` and `remove` of one replica leave it as it was.
+    """
+
+    def __init__(self, fleet: Fleet, node: NodeState, reading: NodeReading) -> None:
+        self._fleet = fleet
+        self._reading = reading
+        self._whole = node.vram_free
+        self._within_budget = {device: node.free_on(device) for device in node.devices}
+        hidden = _hidden(fleet, node, reading) if reading.vram_free else {}
+        self._measured = {
+            device: free - hidden.get(device, 0)
+            for device, free in reading.vram_free.items()
+            if device in self._within_budget
+        }
+
+    def without(self, *replicas: ReplicaState) -> Self:
+        """The space once `replicas` have ended."""
+        for replica in replicas:
+            self._free(replica, sign=1)
+        return self
+
+    def put_back(self, replica: ReplicaState) -> None:
+        """`replica` stays after all."""
+        self._free(replica, sign=-1)
+
+    def room(self) -> Room:
+        """What placement may use of it."""
+        devices = {
+            device: max(0, min(free, self._measured.get(device, free))) for device, free in self._within_budget.items()
+        }
+        return Room(devices, max(0, min(self._whole, sum(devices.values()))))
+
+    def _free(self, replica: ReplicaState, *, sign: int) -> None:
+        held = self._fleet.reservations[replica.reservation].vram
+        self._whole += sign * sum(held.values())
+        for device, size in held.items():
+            if device in self._within_budget:
+                self._within_budget[device] += sign * size
+        if self._measured:
+            for device, size in _measurable(held, self._reading, replica.id).items():
+                if device in self._measured:
+                    self._measured[device] += sign * size
+
+
 def room(fleet: Fleet, node: NodeState, reading: NodeReading) -> Room:
     """What is free on `node` now."""
-    devices = {device: node.free_on(device) for device in node.devices}
-    if reading.vram_free:
-        hidden = _hidden(fleet, node, reading)
-        for device, free in reading.vram_free.items():
-            if device in devices:
-                devices[device] = min(devices[device], free - hidden.get(device, 0))
-    free_devices = {device: max(0, free) for device, free in devices.items()}
-    return Room(free_devices, max(0, min(node.vram_free, sum(free_devices.values()))))
+    return Space(fleet, node, reading).room()
 
 
 def empty_room(node: NodeState) -> Room:
@@ -88,3 +130,11 @@ def _hidden(fleet: Fleet, node: NodeState, reading: NodeReading) -> dict[int, in
             for device, size in reservation.vram.items():
                 hidden[device] = hidden.get(device, 0) + max(0, size - shown.get(device, 0))
     return hidden
+
+
+def _measurable(held: Mapping[int, int], reading: NodeReading, replica: ReplicaId) -> Mapping[int, int]:
+    """Bytes per device by which the measured free memory, less what it hides, grows when the replica ends."""
+    shown = reading.visible.get(replica, {})
+    if shown is None:
+        return held
+    return {device: max(held.get(device, 0), shown.get(device, 0)) for device in {*held, *shown}}

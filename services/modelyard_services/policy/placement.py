@@ -18,20 +18,22 @@ from modelyard_events.spec import ModelSpec, SpreadAll
 from modelyard_projections.fleet import Fleet, ModelState, NodeState
 from modelyard_services.errors import ModelUnknownError, NotFoundError
 from modelyard_services.policy.account import account, clipped
+from modelyard_services.policy.evicting import evict, in_place_of, in_the_way, unlock
+from modelyard_services.policy.eviction import Blocked, Plan, Search, make_room
 from modelyard_services.policy.explain import message, unblock
-from modelyard_services.policy.filters import Wish
+from modelyard_services.policy.filters import Scene, Wish
 from modelyard_services.policy.footprint import Footprint, footprint, load_seconds
 from modelyard_services.policy.identity import replica_id, reservation_id
 from modelyard_services.policy.memory import choose_devices, room
 from modelyard_services.policy.readings import Readings
-from modelyard_services.policy.survey import Survey, Surveyor, survey
+from modelyard_services.policy.survey import Survey, Surveyor, considered, survey
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks for a replica of what, and when on the log's clock.
 
     `node` and `selector` narrow the schedule's own selector; `replaces` names the replica of an older revision
-    that ends once this one is ready (R6).
+    that ends once this one is ready (R6); `may_evict` whether others may be ended to make room (P3).
     """
 
     model: ModelName
@@ -40,6 +42,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     node: NodeName | None = None
     selector: Selector = ()
     replaces: ReplicaId | None = None
+    may_evict: bool = True
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -74,7 +77,7 @@ def place(fleet: Fleet, readings: Readings, request: Request, *, search: Surveyo
     wish = wish_of(fleet, request)
     found = search(fleet, readings, wish)
     if not found.best:
-        return _refuse(fleet, readings, request, found)
+        return _evict_or_refuse(fleet, readings, request, found)
     node = fleet.nodes[found.best[0].node]
     free = room(fleet, node, readings.of(node.name))
     held = choose_devices(free, gpus=wish.gpus, per_gpu=wish.per_gpu, binpack=wish.binpack)
@@ -180,12 +183,39 @@ def lowest_free_index(node: NodeState, model: ModelName) -> int:
     return next(index for index in range(len(taken) + 1) if index not in taken)
 
 
-def _refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey) -> Outcome:
+def _evict_or_refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey) -> Outcome:
+    """Nothing fits as it is: others make room, or the refusal says who is in the way (rules P3-P5)."""
+    wish = wish_of(fleet, request)
+    search = Search()
+    # Where no node could hold it even when empty, there is nothing to look for.
+    if found.freeable and request.may_evict:
+        search = make_room(Scene(fleet, readings, wish), considered(fleet, wish))
+    if search.plan is None:
+        return _refuse(fleet, readings, request, found, search.blocked)
+    return _evict(fleet, readings, request, found, search.plan)
+
+
+def _evict(fleet: Fleet, readings: Readings, request: Request, found: Survey, plan: Plan) -> Outcome:
+    """Victims drain and the newcomer waits for them, in one append (rule P3)."""
+    model, spec = _defined(fleet, request)
+    figures = _figures(footprint_of(fleet, model, spec), wish_of(fleet, request), plan.held)
+    decision = account(
+        fleet, readings, found, kind="placement", outcome=f"placed on {plan.node.name}, {in_place_of(plan)}"
+    )
+    decision = msgspec.structs.replace(decision, figures=figures | {"waits_for": len(plan.waits_for)})
+    claimed = claim(
+        fleet, request, Place(plan.node, plan.held, waits_for=plan.waits_for, index=plan.index), decision=decision
+    )
+    return msgspec.structs.replace(claimed, events=(*evict(fleet, plan, newcomer=request.model), *claimed.events))
+
+
+def _refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey, blocked: Blocked | None) -> Outcome:
     """A refusal, told to the log only where it differs from the model's last one (rule P5)."""
     model, spec = _defined(fleet, request)
     wish = wish_of(fleet, request)
-    advice = unblock(fleet, readings, wish, found)
-    refused = Refused(found.kind, message(found), None if advice is None else clipped(advice))
+    advice = unblock(fleet, readings, wish, found) if blocked is None else unlock(blocked)
+    told = message(found) if blocked is None else f"{message(found)}; {in_the_way(blocked)}"
+    refused = Refused(found.kind, clipped(told), None if advice is None else clipped(advice), blocked is not None)
     filters = tuple(count.filter for count in found.filters)
     last = model.refusal
     if last is not None and (last.kind, last.filters, last.revision) == (refused.kind, filters, model.revision):

@@ -11,7 +11,7 @@ import msgspec
 
 from modelyard_events.ids import NodeName, ReplicaId
 from modelyard_events.telemetry import Heartbeat
-from modelyard_projections.demand import Demand
+from modelyard_projections.demand import ROUTER_GONE_NS, Demand
 from modelyard_projections.fleet import Fleet
 
 COLUMN_BYTES_MAX: Final = 6 * 1024
@@ -37,10 +37,16 @@ UNKNOWN: Final = NodeReading()
 
 
 class Readings(msgspec.Struct):
-    """Measurements by node, and leases by replica. Nothing but the cached column changes after `read`."""
+    """Measurements by node, leases and last uses by replica. Nothing but the cached column changes after `read`.
+
+    `knows_routers` tells whether every living router has had the time to be heard: without it, a replica without
+    leases isn't known to be idle.
+    """
 
     nodes: dict[NodeName, NodeReading] = {}
     in_flight: dict[ReplicaId, int] = {}
+    last_used_ns: dict[ReplicaId, int] = {}
+    knows_routers: bool = False
     cached_column: str | None = None
 
     def of(self, node: NodeName) -> NodeReading:
@@ -54,8 +60,8 @@ class Readings(msgspec.Struct):
         return self.cached_column
 
 
-def read(fleet: Fleet, demand: Demand, *, heard_ns: int) -> Readings:
-    """The readings at `heard_ns` on the clock that `demand` was told with."""
+def read(fleet: Fleet, demand: Demand, *, heard_ns: int, connected_ns: int | None = None) -> Readings:
+    """The readings at `heard_ns` on the clock that `demand` was told with; connected since then, or not at all."""
     nodes = {}
     for name, heard in demand.nodes.items():
         node = fleet.nodes.get(name)
@@ -66,7 +72,12 @@ def read(fleet: Fleet, demand: Demand, *, heard_ns: int) -> Readings:
     for report in demand.live_routers(now_ns=heard_ns):
         for replica, leases in report.in_flight.items():
             in_flight[replica] = in_flight.get(replica, 0) + leases
-    return Readings(nodes, in_flight)
+    return Readings(nodes, in_flight, dict(demand.last_used_ns), knows_routers(heard_ns, connected_ns))
+
+
+def knows_routers(heard_ns: int, connected_ns: int | None) -> bool:
+    """Whether an observer connected since `connected_ns` has heard every living router by now."""
+    return connected_ns is not None and heard_ns - connected_ns >= ROUTER_GONE_NS
 
 
 def _reading(heartbeat: Heartbeat) -> NodeReading:

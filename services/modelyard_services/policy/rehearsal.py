@@ -19,7 +19,7 @@ from modelyard_services.policy.actions import View
 from modelyard_services.policy.draft import Draft
 from modelyard_services.policy.facts import report
 from modelyard_services.policy.index import PlacementIndex
-from modelyard_services.policy.readings import NodeReading, Readings
+from modelyard_services.policy.readings import NodeReading
 from modelyard_services.policy.reconcile import reconcile
 
 PASSES_MAX: Final = 64
@@ -62,7 +62,9 @@ class Rehearsal:
             view,
             fleet=self._draft.fleet,
             demand=Demand(dict(view.demand.nodes), dict(view.demand.routers), dict(view.demand.last_used_ns)),
-            readings=Readings(dict(view.readings.nodes), dict(view.readings.in_flight)),
+            readings=msgspec.structs.replace(
+                view.readings, nodes=dict(view.readings.nodes), in_flight=dict(view.readings.in_flight)
+            ),
             search=self._index.survey,
         )
 

@@ -29,7 +29,7 @@ from modelyard_services.policy.filters import (
     not_selected,
     vram_rejection,
 )
-from modelyard_services.policy.memory import Room, choose_devices, room
+from modelyard_services.policy.memory import Room, Space, choose_devices
 from modelyard_services.policy.placement import Place, Request, claim, place, wish_of
 from modelyard_services.policy.readings import Readings
 
@@ -87,7 +87,7 @@ def _replaced(fleet: Fleet, command: CommandId, *, view: View, replica: ReplicaI
         return []
     if any(state.replaces == replica for state in serving(fleet, model)):
         return []
-    request = Request(model=model.name, command=command, now_ns=view.moment.log_ns, replaces=replica)
+    request = Request(model=model.name, command=command, now_ns=view.moment.log_ns, replaces=replica, may_evict=False)
     surges = model.options.rollout == "surge" and not isinstance(model.options.mode, SpreadAll)
     outcome = place(fleet, view.readings, request, search=view.search) if surges else None
     if outcome is not None and outcome.replica is not None:
@@ -101,7 +101,7 @@ def _in_place(fleet: Fleet, readings: Readings, request: Request, old: ReplicaSt
     """The newcomer takes over the old one's slot and memory once that has ended (P3's way)."""
     node = fleet.nodes[old.node]
     wish = wish_of(fleet, request)
-    freed = _room_without(fleet, readings, node, old)
+    freed = Space(fleet, node, readings.of(node.name)).without(old).room()
     if not _could_take_over(Scene(fleet, readings, wish), node, old, freed):
         return []
     held = choose_devices(freed, gpus=wish.gpus, per_gpu=wish.per_gpu, binpack=wish.binpack)
@@ -116,13 +116,6 @@ def _in_place(fleet: Fleet, readings: Readings, request: Request, old: ReplicaSt
 
 def _reason(model: ModelState, state: ReplicaState) -> EndReason:
     return "superseded" if state.revision != model.revision else "requested"
-
-
-def _room_without(fleet: Fleet, readings: Readings, node: NodeState, old: ReplicaState) -> Room:
-    free = room(fleet, node, readings.of(node.name))
-    held = fleet.reservations[old.reservation].vram
-    devices = {device: size + held.get(device, 0) for device, size in free.devices.items()}
-    return Room(devices, min(node.vram_free + sum(held.values()), sum(devices.values())))
 
 
 def _could_take_over(scene: Scene, node: NodeState, old: ReplicaState, freed: Room) -> bool:

@@ -167,6 +167,7 @@ class Rows:
         row.loading = sum(isinstance(state.phase, Placed | Loading) for state in replicas)
         row.in_flight = sum(self.readings.in_flight.get(state.id, 0) for state in replicas)
         facts = self._own(row) | {("loading", row.loading), ("in_flight", row.in_flight), *self._slots(node)}
+        facts.add(("models", len(node.slots)))
         for state in replicas:
             for group in state.groups:
                 facts.add((("group", group), state.model))

@@ -105,7 +105,7 @@ def _grown(
     # Another change of this model's count may have met the load; the next pass knows.
     if state is None or state.spec is None or fleet.model_sequence(model) != basis:
         return []
-    request = Request(model=model, command=command, now_ns=view.moment.log_ns)
+    request = Request(model=model, command=command, now_ns=view.moment.log_ns, may_evict=False)
     outcome = place(fleet, view.readings, request, search=view.search)
     if outcome.replica is None:
         return outcome.events

@@ -4,7 +4,7 @@ Invariant: settings are whole and within their bounds after every change; a chan
 """
 
 from collections.abc import Collection, Mapping
-from typing import Final, Literal
+from typing import Final, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -27,8 +27,13 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "idle_scale_down_seconds": (1, WEEK_SECONDS),
     "breaker_failed_passes": (1, 1_000),
     "breaker_cool_down_seconds": (1, WEEK_SECONDS),
+    "min_residency_seconds": (0, WEEK_SECONDS),
+    # A node has at most 900 replicas (rule R2); 0 is no limit.
+    "max_loaded_models": (0, 900),
 }
 """Smallest and largest value of every figure."""
+
+_TYPES: Final = get_type_hints(Settings)
 
 
 def patch_settings(fleet: Fleet, *, patch: Mapping[str, object]) -> list[AnyEvent]:
@@ -84,8 +89,10 @@ def _checked(fields: Mapping[str, object]) -> Settings:
 
 
 def _check_type(field: str, value: object) -> None:
-    wanted = type(getattr(Settings(), field))
+    wanted = _TYPES[field]
     try:
         msgspec.convert(value, wanted)
     except msgspec.ValidationError as error:
-        raise InvalidValueError(field, value, f"is not a {wanted.__name__}") from error
+        words = get_args(wanted)
+        problem = f"is none of {', '.join(words)}" if words else f"is not a {wanted.__name__}"
+        raise InvalidValueError(field, value, problem) from error

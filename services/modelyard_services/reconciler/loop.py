@@ -93,7 +93,7 @@ class Reconciler:
         runtime = self._runtime
         moment = Moment(runtime.clock.now_ns(), runtime.clock.monotonic_ns(), runtime.connected_since_ns)
         self._watch = observe(self._watch, fleet=runtime.fleet, demand=runtime.demand, now_ns=moment.log_ns)
-        readings = read(runtime.fleet, runtime.demand, heard_ns=moment.heard_ns)
+        readings = read(runtime.fleet, runtime.demand, heard_ns=moment.heard_ns, connected_ns=moment.connected_ns)
         return View(runtime.fleet, runtime.demand, readings, moment, self._watch, self._index.survey)
 
     def _liveness_is_due(self, moment: Moment) -> bool:

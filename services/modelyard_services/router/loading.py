@@ -79,7 +79,12 @@ class Loader:
 
         def decide(fleet: Fleet) -> tuple[AnyEvent, ...]:
             nonlocal outcome
-            readings = read(fleet, runtime.demand, heard_ns=runtime.clock.monotonic_ns())
+            readings = read(
+                fleet,
+                runtime.demand,
+                heard_ns=runtime.clock.monotonic_ns(),
+                connected_ns=runtime.connected_since_ns,
+            )
             if expected(fleet, model, shut=shut):
                 outcome = load_on_demand(fleet, readings, request, search=self._index.survey)
             else:

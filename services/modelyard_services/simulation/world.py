@@ -137,7 +137,7 @@ class World:
 
         def decide(fleet: Fleet) -> Sequence[AnyEvent]:
             nonlocal answer
-            readings = read(fleet, self.demand, heard_ns=self.now_ns)
+            readings = read(fleet, self.demand, heard_ns=self.now_ns, connected_ns=CONNECTED_NS)
             request = Request(model=model, command=command, now_ns=self.now_ns)
             # As the router does: what the model counts as serving may be lost, or answer no probe.
             usable = expected(fleet, model, shut=shut)
@@ -220,7 +220,7 @@ class World:
     def view(self) -> View:
         """What a reconciler sees now."""
         self._watch = observe(self._watch, fleet=self.fleet, demand=self.demand, now_ns=self.now_ns)
-        readings = read(self.fleet, self.demand, heard_ns=self.now_ns)
+        readings = read(self.fleet, self.demand, heard_ns=self.now_ns, connected_ns=CONNECTED_NS)
         return View(self.fleet, self.demand, readings, Moment(self.now_ns, self.now_ns, CONNECTED_NS), self._watch)
 
     def due(self) -> list[Action]:

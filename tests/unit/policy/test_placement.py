@@ -121,14 +121,14 @@ def test_no_room_refuses_with_the_gap_on_each_node() -> None:
         *an_approved_node("n1", vram=8 * GIB),
         *an_approved_node("n2", vram=16 * GIB),
         *an_approved_node("n3", vram=24 * GIB, labels={"tier": "gpu"}),
-        *a_model("full", some_spec(vram=20 * GIB)),
+        *a_model("full", some_spec(vram=20 * GIB, pinned=True)),
         *a_ready_replica("r-9", node="n3", model="full", vram={0: 20 * GIB}),
         *a_model(spec=some_spec(vram=18 * GIB)),
     )
     assert outcome.refused is not None
-    assert outcome.refused.message == "0/3 nodes: 3 vram (short by 2.0–14.0 GiB)"  # noqa: RUF001
+    assert outcome.refused.message == "0/3 nodes: 3 vram (short by 2.0–14.0 GiB); on n3, full#0 is pinned"  # noqa: RUF001
     assert outcome.refused.kind == "exhausted"
-    assert outcome.refused.unblock == "free 14.0 GiB of VRAM on n3"
+    assert outcome.refused.unblock == "free 14.0 GiB of VRAM on n3, or unpin full"
 
 
 def test_a_footprint_above_every_budget_is_unsatisfiable() -> None:
@@ -198,14 +198,14 @@ def test_models_of_one_group_never_share_a_node() -> None:
     """R5, X8: hard, and without any selector; judged by the groups that were copied at placement."""
     history = [
         *an_approved_node("n1"),
-        *a_model("a", some_spec(groups=("heavy",))),
+        *a_model("a", some_spec(groups=("heavy",), pinned=True)),
         *a_ready_replica("r-1", model="a", groups=("heavy",)),
         *a_model(spec=some_spec(groups=(" heavy ", "heavy"))),
     ]
     outcome = refusal(*history)
     assert outcome.refused is not None
-    assert outcome.refused.message == "0/1 nodes: 1 concurrency_group"
-    assert outcome.refused.unblock == "end the group's holder on node n1 (heavy held by a)"
+    assert outcome.refused.message == "0/1 nodes: 1 concurrency_group; on n1, a#0 is pinned"
+    assert outcome.refused.unblock == "unpin a"
     assert placed(given(*history, *an_approved_node("n2"))).node == "n2"
 
 
@@ -235,7 +235,7 @@ def test_a_model_of_unknown_footprint_needs_an_empty_node_and_keeps_it() -> None
     assert (event.node, event.exclusive, event.footprint_rule, event.vram) == ("n2", True, "unknown", {0: 24 * GIB})
     beside = place(history.fleet, Readings(), request("a", command="c-2", node="n2"))
     assert beside.refused is not None
-    assert beside.refused.message == "0/1 nodes: 1 exclusive"
+    assert beside.refused.message == "0/1 nodes: 1 exclusive; on n2, m#0 is loading"
 
 
 def test_a_file_size_gives_the_footprint_with_a_fifth_on_top() -> None:
@@ -346,7 +346,7 @@ def test_a_heartbeat_in_mid_load_frees_nothing() -> None:
     empty = Heartbeat(NodeName("n1"), incarnation_of("n1"), 99, vram_free={0: 24 * GIB})
     found = place(history.fleet, heard(history.fleet, empty), request()).refused
     assert found is not None
-    assert found.message == "0/1 nodes: 1 vram (short by 2.0 GiB)"
+    assert found.message == "0/1 nodes: 1 vram (short by 2.0 GiB); on n1, a#0 is loading"
 
 
 def test_measured_free_memory_bounds_what_the_budget_leaves() -> None:
@@ -361,7 +361,7 @@ def test_measured_free_memory_bounds_what_the_budget_leaves() -> None:
     heartbeat = Heartbeat(NodeName("n1"), incarnation_of("n1"), 99, vram_free={0: 11 * GIB}, replicas=(partly,))
     found = place(history.fleet, heard(history.fleet, heartbeat), request()).refused
     assert found is not None
-    assert found.message == "0/1 nodes: 1 vram (short by 1.0 GiB)"
+    assert found.message == "0/1 nodes: 1 vram (short by 1.0 GiB); on n1, a#0 is loading"
 
 
 def test_an_unknown_reading_is_neither_empty_nor_full() -> None:
@@ -425,7 +425,7 @@ def test_the_decision_says_on_what_it_was_decided() -> None:
     assert (decision.kind, decision.basis, decision.policy, decision.considered) == (
         "placement",
         basis,
-        "placement/1",
+        "placement/2",
         2,
     )
     assert decision.figures["footprint"] == GIB
