@@ -45,7 +45,10 @@ class Register(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Registered(msgspec.Struct, frozen=True, omit_defaults=True, tag="registered"):
-    """`admission` as the fleet has it at `sequence`; a pending node sees nothing else."""
+    """`admission` as the fleet has it; a pending node sees nothing else.
+
+    `sequence` is its node's last event: a worker that has folded it sees its own life, and may act on what it sees.
+    """
 
     admission: str
     sequence: int

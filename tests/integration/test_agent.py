@@ -34,6 +34,7 @@ from modelyard_events.replica import (
 from modelyard_events.spec import SecretRef
 from modelyard_projections.fleet import Alive, Departed, Loading, Lost, NodeDraining
 from modelyard_services.errors import NameTakenError
+from modelyard_services.policy.ending import end
 from modelyard_services.policy.intent import remove
 from modelyard_services.worker.agent.agent import GOODBYE_SECONDS
 from tests.support.agents import N1, Yard, a_yard
@@ -295,6 +296,22 @@ async def test_what_died_while_no_worker_watched_is_told_once(yard: Yard) -> Non
     ended = [event for event in entries if isinstance(event, ReplicaUnloaded)]
     assert [event.replicas for event in ended] == [("r-2",)]
     assert sum(isinstance(event, ReplicaAdopted) for event in entries) == 1
+
+
+async def test_what_ended_while_a_worker_was_cut_off_is_stopped_once_it_is_back(yard: Yard) -> None:
+    """X26, N9: the same life comes back; the end is in the log, and no later event of its node says so again."""
+    async with yard.killable_worker() as worker:
+        await yard.until(lambda fleet: N1 in fleet.nodes)
+        await yard.place()
+        await yard.ready()
+        pid = pid_of(yard)
+        worker.send_signal(signal.SIGSTOP)
+        await yard.nats.end()
+        await yard.nats.begin()
+        await yard.runtime.wait_ready(timeout_seconds=20)
+        await yard.commit(lambda fleet: end(fleet, [ReplicaId("r-1")], reason="node_lost"))
+        worker.send_signal(signal.SIGCONT)
+        await yard.until(lambda _: not alive(pid))
 
 
 async def test_a_replica_that_got_ready_unheard_is_published_by_the_next_worker(yard: Yard, tmp_path: Path) -> None:

@@ -278,6 +278,17 @@ async def test_a_removed_nodes_worker_is_gone_and_registers_afresh(yard: Yard) -
     assert N1 in yard.fleet.nodes
 
 
+async def test_a_worker_is_told_where_its_own_node_stands_whoever_wrote_last(yard: Yard) -> None:
+    """X26, W1: it waits for that event before it acts, and hears its own node's alone."""
+    worker = await yard.worker()
+    await registered(worker)
+    await placed(yard)
+    for life in (FIRST_LIFE, SECOND_LIFE):  # the second one ends the replica, which its model's event says last
+        reply = await registered(worker, life)
+        assert isinstance(reply, Registered)
+        assert reply.sequence == yard.fleet.node_sequence(N1) < yard.fleet.sequence
+
+
 async def test_a_worker_is_offered_its_own_events(yard: Yard) -> None:
     """W1."""
     worker = await yard.worker()

@@ -56,6 +56,9 @@ OfferLog = Callable[[NodeName, int], Awaitable[None]]
 
 Request = TypeVar("Request", Register, Report, Offer)
 
+FOLD_SECONDS: Final = 1.0
+"""What was registered is folded already, or the worker asks again: the commit has waited for it."""
+
 _REGISTER: Final = msgspec.json.Decoder(Register)
 _REPORT: Final = msgspec.json.Decoder(Report)
 _OFFER: Final = msgspec.json.Decoder(Offer)
@@ -126,12 +129,14 @@ class Registrar:
         position = self._fleet.node_sequence(request.node)
         command = f"register-{request.incarnation}-{_digest(request.node, body)}-{position}"
         committed = await self._runtime.journal.commit(self._envelope(request.node, command), decide, essential=True)
+        await self._runtime.journal.passed(committed.sequence, timeout_seconds=FOLD_SECONDS)
         node = self._fleet.nodes.get(request.node)
         if node is None:
             raise NodeGoneError(f"node {request.node!r} was removed just now; register afresh")
         if committed.events:
             _log.info("registered", node=node.name, incarnation=request.incarnation, sequence=committed.sequence)
-        return Registered(node.admission, committed.sequence, HEARTBEAT_SECONDS)
+        # Its own node's last event, for it hears no others: the log's last one might never come to it.
+        return Registered(node.admission, self._fleet.node_sequence(node.name), HEARTBEAT_SECONDS)
 
     async def _lives(self, node: NodeName, incarnation: IncarnationId) -> bool:
         """Only the incarnation that is asked for answers; its rival listens on the same subject."""
