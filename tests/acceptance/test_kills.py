@@ -86,5 +86,13 @@ def _labelled(installation: Installation) -> list[str]:
 
 
 def _no_process_that_nobody_tracks(installation: Installation) -> None:
-    """X26: what runs is what is believed to run."""
-    until(lambda: len(installation.processes(BACKEND)) == REPLICAS, "as many backends run as replicas are ready")
+    """X26: what runs is what is believed to run, each on the port at which it is believed to answer."""
+    until(
+        lambda: installation.ports_of(BACKEND) == _ports_that_are_ready(installation),
+        "the backends that run are the replicas that are ready",
+        saying=lambda: installation.story_of("echo"),
+    )
+
+
+def _ports_that_are_ready(installation: Installation) -> list[str]:
+    return sorted(replica["address"].rpartition(":")[2] for replica in installation.ready("echo"))

@@ -38,6 +38,8 @@ SETTLE_SECONDS = 60.0
 """How long a fleet may take to be again as it should, on a busy machine."""
 
 POLL_SECONDS = 0.1
+EVENTS_TOLD = 60
+"""Of a story's end: the last few replacements."""
 MODELYARD = (sys.executable, "-m", "modelyard_services")
 Seen = TypeVar("Seen")
 
@@ -143,6 +145,18 @@ class Installation:
     def processes(self, with_word: str = "") -> list[int]:
         """Everything alive that this installation started, by environment, command line or working directory."""
         return [pid for pid in _pids() if pid != os.getpid() and self._is_ours(pid, with_word.encode())]
+
+    def ports_of(self, with_word: str) -> list[str]:
+        """The `--port` of each process that `processes` finds."""
+        words = [_command_line(pid) for pid in self.processes(with_word)]
+        return sorted(line[line.index("--port") + 1] for line in words if "--port" in line)
+
+    def story_of(self, model: str) -> str:
+        """All that a failure should tell of `model`: its replicas, what runs, and the last events of all."""
+        replicas = [item for item in self.get("/replicas")["items"] if item["model"] == model]
+        backends = [f"{pid} {' '.join(_command_line(pid))}" for pid in self.processes("backends.")]
+        events = [json.dumps(item["event"])[:300] for item in self.get("/events?limit=1000")["items"]]
+        return "\n".join([*map(json.dumps, replicas), *backends, *events[-EVENTS_TOLD:]])
 
     def _is_ours(self, pid: int, word: bytes) -> bool:
         mark, process = os.fsencode(self.directory), Path(f"/proc/{pid}")
@@ -297,11 +311,13 @@ def run(*arguments: str, environment: dict[str, str] | None = None, seconds: flo
     return Result(ended.returncode, ended.stdout, ended.stderr)
 
 
-def until(look: Callable[[], Seen], goal: str, *, seconds: float = SETTLE_SECONDS) -> Seen:
-    """What `look` sees, once it is true."""
+def until(
+    look: Callable[[], Seen], goal: str, *, seconds: float = SETTLE_SECONDS, saying: Callable[[], object] = str
+) -> Seen:
+    """What `look` sees, once it is true; if it never is, a failure that tells what `saying` sees instead."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):
-        assert time.monotonic() < deadline, f"after {seconds:.0f} s still not so: {goal}"
+        assert time.monotonic() < deadline, f"after {seconds:.0f} s still not so: {goal}; {saying()}"
         time.sleep(POLL_SECONDS)
     return seen
 
@@ -323,6 +339,14 @@ def free_ports(count: int) -> Sequence[int]:
     """Ports on which nobody listens."""
     with contextlib.ExitStack() as held:
         return [held.enter_context(taken_port()) for _ in range(count)]
+
+
+def _command_line(pid: int) -> list[str]:
+    """Empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _pids() -> list[int]:
