@@ -68,7 +68,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A model as operators define it.
 
-    `vram` and `disk` are bytes (None: unknown); `max_concurrency` requests per replica (None: no limit).
+    `vram` and `disk` are bytes (None: unknown); `max_concurrency` requests per replica (None: no limit). `aliases` are
+    other names that clients may ask for.
     """
 
     command: tuple[str, ...]
@@ -85,18 +86,24 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     concurrency_groups: tuple[str, ...] = ()
     pinned: bool = False
     max_concurrency: Positive | None = None
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.command or not all(self.command):
             raise InvalidValueError("command", list(self.command), "is empty or holds an empty word")
         if len(self.command) > COMMAND_WORDS_MAX:
             raise InvalidValueError("command", f"{len(self.command)} words", f"is over {COMMAND_WORDS_MAX} words")
-        groups = tuple(sorted({group.strip() for group in self.concurrency_groups} - {""}))
-        msgspec.structs.force_setattr(self, "concurrency_groups", groups)
+        msgspec.structs.force_setattr(self, "concurrency_groups", _names(self.concurrency_groups))
+        msgspec.structs.force_setattr(self, "aliases", _names(self.aliases))
 
     def launch(self) -> LaunchSpec:
         """The part that the process runs."""
         return LaunchSpec(**{field: getattr(self, field) for field in LaunchSpec.__struct_fields__})
+
+
+def _names(given: tuple[str, ...]) -> tuple[str, ...]:
+    """`given` trimmed, each once, in one order."""
+    return tuple(sorted({name.strip() for name in given} - {""}))
 
 
 def revision_of(spec: ModelSpec) -> Revision:

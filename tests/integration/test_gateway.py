@@ -10,11 +10,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import aiohttp
+import msgspec
 import pytest
 
 from modelyard_events.envelope import Actor
 from modelyard_events.fleet import FleetTokenCreated
 from modelyard_events.ids import ModelName, ReplicaId
+from modelyard_events.model import ModelRedefined
+from modelyard_events.spec import revision_of
 from modelyard_projections.fleet import Placed
 from modelyard_services.effects.upstream import Pool
 from modelyard_services.errors import UnauthorizedError
@@ -22,7 +25,7 @@ from modelyard_services.gateway.app import Gateway
 from modelyard_services.gateway.main import Front
 from modelyard_services.policy.access import Access
 from modelyard_services.policy.tokens import digest_of
-from tests.support.given import a_drain
+from tests.support.given import a_drain, some_spec
 from tests.support.nats_servers import Servers
 from tests.support.yard import Yard, a_gateway, a_router, a_yard, eventually, leases_on, served
 
@@ -76,6 +79,30 @@ async def test_beyond_loopback_health_is_told_to_all_and_figures_to_whoever_has_
 async def _status(client: aiohttp.ClientSession, path: str, **headers: str) -> int:
     async with client.get(path, headers=headers) as answer:
         return answer.status
+
+
+async def test_a_model_answers_to_its_aliases_and_its_replica_to_its_own_name(yard: Yard) -> None:
+    """Over `/v1/*`; the model list has both, and an alias that is gone is unknown."""
+    await yard.model(nodes=["n1"])
+    aliased = msgspec.structs.replace(some_spec(), aliases=("gpt-4", "org/chat"))
+    redefined = ModelRedefined(
+        model="m", spec=aliased, revision=revision_of(aliased), previous=revision_of(some_spec())
+    )
+    await yard.commit(redefined)
+    await yard.ready("r-1", node="n1")
+    async with a_router(yard.url) as router, a_gateway(router) as client:
+        for name in ("gpt-4", "org/chat", "m"):
+            answer = await client.post("/v1/embeddings", json=EMBED | {"model": name, "input": "h\u00e9 \U0001f600"})
+            assert (answer.status, (await answer.json())["model"]) == (200, "m")
+            assert answer.headers["x-modelyard-replica"] == "r-1"
+        listed = await (await client.get("/v1/models")).json()
+        assert {model["id"]: model["root"] for model in listed["data"]} == {"gpt-4": "m", "m": "m", "org/chat": "m"}
+        one = await (await client.get("/v1/models/org%2Fchat")).json()
+        assert (one["id"], one["root"]) == ("org/chat", "m")
+        await yard.commit(*[msgspec.structs.replace(redefined, spec=some_spec())])
+        await eventually(lambda: not router.runtime.fleet.aliases)
+        async with client.post("/v1/embeddings", json=EMBED | {"model": "gpt-4"}) as unknown:
+            assert unknown.status == 404
 
 
 async def test_a_stream_is_passed_through_as_it_arrives(yard: Yard) -> None:

@@ -40,10 +40,30 @@ def evolve_model(fleet: FleetState, event: ModelOwnEvent, recorded: Recorded) ->
     if model is None:
         model = fleet.models[name] = ModelState(name=name, sequence=recorded.sequence)
     model.sequence = recorded.sequence
+    before = _aliases(model)
     _change(model, event, recorded)
+    _rename(fleet, name, before, _aliases(model))
     if model.spec is None and model.schedule is None and not model.replicas:
         del fleet.models[name]
     fleet.touch("model", name)
+
+
+def _aliases(model: ModelState) -> tuple[str, ...]:
+    return () if model.spec is None else model.spec.aliases
+
+
+def _rename(fleet: FleetState, model: ModelName, before: tuple[str, ...], after: tuple[str, ...]) -> None:
+    """An alias belongs to whoever had it first, and goes on to the next when that one gives it up."""
+    for alias in before:
+        if alias not in after:
+            left = tuple(holder for holder in fleet.aliases[alias] if holder != model)
+            if left:
+                fleet.aliases[alias] = left
+            else:
+                del fleet.aliases[alias]
+    for alias in after:
+        if alias not in before:
+            fleet.aliases[alias] = (*fleet.aliases.get(alias, ()), model)
 
 
 def _change(model: ModelState, event: ModelOwnEvent, recorded: Recorded) -> None:

@@ -41,6 +41,7 @@ class FleetState(msgspec.Struct):
     replicas: dict[ReplicaId, ReplicaState] = {}
     reservations: dict[ReservationId, ReservationState] = {}
     models: dict[ModelName, ModelState] = {}
+    aliases: dict[str, tuple[ModelName, ...]] = {}
     settings: Settings = Settings()
     mass_loss: tuple[str, ...] = ()
     tokens: dict[str, Token] = {}
@@ -80,6 +81,14 @@ class FleetState(msgspec.Struct):
     def touch(self, kind: EntityKind, key: str) -> None:
         """Note that an entity changed."""
         self.touched[kind, key] = None
+
+    def model_named(self, name: str) -> ModelName:
+        """The model that who says `name` means: the one of that name, else the one that had the alias first."""
+        holders = self.aliases.get(name)
+        if holders is None:
+            return ModelName(name)
+        state = self.models.get(ModelName(name))
+        return holders[0] if state is None or state.spec is None else state.name
 
     def replicas_of(self, model: ModelName) -> list[ReplicaState]:
         """The living replicas of `model`, in the order of their placement."""

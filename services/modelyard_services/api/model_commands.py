@@ -125,7 +125,7 @@ class ModelCommands(Controller):
         body = data or LoadBody()
         if not 1 <= body.replicas <= REPLICAS_MAX:
             raise InvalidRequestError(f"replicas is 1 to {REPLICAS_MAX}", field="replicas", value=body.replicas)
-        loaded = await _load(request, ModelName(model), body)
+        loaded = await _load(request, service_of(request).fleet.model_named(model), body)
         first = loaded.replicas[0]
         return Response(loaded, status_code=202, headers={"Location": f"/api/v1/replicas/{first}"})
 
@@ -211,7 +211,7 @@ def refusal(refused: placement.Refused) -> NoCapacityError | UnsatisfiableError:
 
 def _of_model(request: ApiRequest, model: str, node: str | None) -> Chosen:
     """The model's replicas, or those on one node."""
-    name = ModelName(model)
+    name = service_of(request).fleet.model_named(model)
     if name not in service_of(request).fleet.models:
         raise ModelUnknownError(f"there is no model {model!r}", field="model", value=model)
     if node is not None and NodeName(node) not in service_of(request).fleet.nodes:

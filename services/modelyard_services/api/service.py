@@ -13,7 +13,7 @@ from litestar import Request
 from litestar.datastructures import State
 
 from modelyard_events.envelope import AnyEvent, Envelope
-from modelyard_events.ids import ModelName, NodeName
+from modelyard_events.ids import NodeName
 from modelyard_projections.fleet import Fleet, ModelState, NodeState
 from modelyard_projections.homes import Homes
 from modelyard_services.api.traces import TRACE_KEY
@@ -78,12 +78,12 @@ class Service(msgspec.Struct, frozen=True):
         return found
 
     def model(self, name: str) -> ModelState:
-        """The model `name`, defined or only scheduled or still running.
+        """The model of that name or alias, defined or only scheduled or still running.
 
         Raises:
             ModelUnknownError: there is none.
         """
-        found = self.fleet.models.get(ModelName(name))
+        found = self.fleet.models.get(self.fleet.model_named(name))
         if found is None:
             raise ModelUnknownError(f"there is no model {name!r}", field="model", value=name)
         return found

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from modelyard_events.envelope import Actor
-from modelyard_events.ids import ModelName, ReplicaId
+from modelyard_events.ids import ReplicaId
 from modelyard_projections.fleet import ModelState
 from modelyard_services.effects.tracing import Kind, Span, request_span, span
 from modelyard_services.effects.upstream import Connection, Pool, UpstreamError
@@ -40,6 +40,7 @@ from modelyard_services.gateway.request import (
     Send,
     model_of,
     read_body,
+    renamed,
 )
 from modelyard_services.gateway.watch import Watch
 from modelyard_services.router.leases import Lease
@@ -116,11 +117,12 @@ class Gateway:
             arrival = Arrival(at_ns, Caller(self._actor(scope), work.traceparent))
             if scope["method"] == "POST" and scope["path"] in FORWARDED:
                 body = await read_body(receive)
-                asked = model_of(body)
-                model = asked if ModelName(asked) in self._router.runtime.fleet.models else model
-                outgoing = Outgoing(scope, body)
+                asked, fleet = model_of(body), self._router.runtime.fleet
+                meant = fleet.model_named(asked)
+                model = meant if meant in fleet.models else model
+                outgoing = Outgoing(scope, body if meant == asked else renamed(body, meant))
                 with Watch(receive) as watch:
-                    outcome = await self._forward(asked, outgoing, arrival, send)
+                    outcome = await self._forward(meant, outgoing, arrival, send)
                 outcome = metrics.DISCONNECTED if watch.gone else outcome
             else:
                 outcome = await self._answer_itself(scope, send)
@@ -219,15 +221,17 @@ class Gateway:
     async def _answer_itself(self, scope: Scope, send: Send) -> str:
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
         if scope["method"] in {"GET", "HEAD"} and path == _MODELS:
-            models = self._router.runtime.fleet.models
-            defined = [_model(models[name]) for name in sorted(models) if models[name].spec]
-            return await _answer_json(send, {"object": "list", "data": defined})
+            fleet = self._router.runtime.fleet
+            names = sorted({*(name for name, state in fleet.models.items() if state.spec), *fleet.aliases})
+            listed = [_model(name, fleet.models[fleet.model_named(name)]) for name in names]
+            return await _answer_json(send, {"object": "list", "data": listed})
         if scope["method"] in {"GET", "HEAD"} and path.startswith(_MODELS + "/"):
-            name = ModelName(unquote(path.removeprefix(_MODELS + "/")))
-            state = self._router.runtime.fleet.models.get(name)
+            name, fleet = unquote(path.removeprefix(_MODELS + "/")), self._router.runtime.fleet
+            meant = fleet.model_named(name)
+            state = fleet.models.get(meant)
             if state is None or state.spec is None:
                 raise ModelUnknownError(f"there is no model {name!r}", field="model")
-            return await _answer_json(send, _model(state))
+            return await _answer_json(send, _model(name, state))
         raise NotFoundError(f"there is no {scope['method']} {path} here")
 
 
@@ -275,9 +279,10 @@ async def _answer(send: Send, status: int, headers: RawHeaders, body: bytes) -> 
     await send({"type": "http.response.body", "body": body})
 
 
-def _model(state: ModelState) -> dict[str, object]:
+def _model(name: str, state: ModelState) -> dict[str, object]:
+    """An entry of the list; an alias names the model it stands for as its root."""
     created = (state.defined_ns or 0) // 1_000_000_000
-    return {"id": state.name, "object": "model", "created": created, "owned_by": "modelyard"}
+    return {"id": name, "object": "model", "created": created, "owned_by": "modelyard", "root": state.name}
 
 
 def _name(scope: Scope) -> str:

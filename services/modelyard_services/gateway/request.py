@@ -1,7 +1,7 @@
 """A client's request on its way to a replica: read whole, its model found, its head rewritten.
 
-Invariant: the body is passed on byte for byte; what belongs to one connection, or to us (the client's token),
-is not passed on.
+Invariant: the body is passed on byte for byte, but for the name of a model that was asked for by an alias; what
+belongs to one connection, or to us (the client's token), is not passed on.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -53,6 +53,7 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 _ASKED: Final = msgspec.json.Decoder(_Asked)
+_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -89,6 +90,13 @@ def model_of(body: bytes) -> str:
         raise InvalidRequestError(f"the body needs a 'model': {error}", field="model") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"the body is not JSON: {error}") from error
+
+
+def renamed(body: bytes, model: str) -> bytes:
+    """`body` asking for `model`: a replica knows its model's own name, not the alias that a client used."""
+    fields = _FIELDS.decode(body)
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
 
 
 class Outgoing:

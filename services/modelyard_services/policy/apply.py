@@ -57,22 +57,30 @@ class Change(msgspec.Struct, frozen=True):
 
 
 def apply(
-    fleet: Fleet, configuration: Configuration, *, prune: bool = False, source: ScheduleSource | None = API
+    fleet: Fleet,
+    configuration: Configuration,
+    *,
+    prune: bool = False,
+    source: ScheduleSource | None = API,
+    whole: Configuration | None = None,
 ) -> list[AnyEvent]:
     """All that makes the fleet as `configuration` says; `prune` ends what its sections don't list.
 
-    The schedules become `source`'s; without one each belongs to the document it stands in, as at a start.
+    The schedules become `source`'s; without one each belongs to the document it stands in, as at a start. `whole` is
+    what `configuration` is a part of.
 
     Raises:
         InvalidRequestError: it takes more than one atomic append, or an entry can't be.
     """
     events: list[AnyEvent] = []
+    pruned = _unlisted_models(fleet, configuration) if prune else []
+    among = {**(whole or configuration).models, **dict.fromkeys(pruned)}
     for model, spec in configuration.models.items():
-        events += define(fleet, model=model, spec=spec)
+        events += define(fleet, model=model, spec=spec, among=among)
     for model, entry in configuration.schedules.items():
         events += set_schedule(fleet, model=model, schedule=entry.schedule, source=source or entry.source)
     if prune:
-        events += _pruned(fleet, configuration)
+        events += _pruned(fleet, configuration, models=pruned)
     events = list(_breakers_closed_once(events))
     if len(events) > EVENTS_MAX:
         problem = f"this takes {len(events)} events and one append {EVENTS_MAX}; nothing was applied, divide it"
@@ -111,14 +119,20 @@ def warnings(fleet: Fleet, configuration: Configuration, events: Sequence[AnyEve
     return tuple(dict.fromkeys(found))
 
 
-def _pruned(fleet: Fleet, configuration: Configuration) -> list[AnyEvent]:
+def _unlisted_models(fleet: Fleet, configuration: Configuration) -> list[ModelName]:
+    if "models" not in configuration.sections:
+        return []
+    return [name for name, state in fleet.models.items() if state.spec is not None and name not in configuration.models]
+
+
+def _pruned(fleet: Fleet, configuration: Configuration, *, models: Sequence[ModelName]) -> list[AnyEvent]:
     """The end of what isn't listed, by section: a file of schedules alone says nothing of models."""
     events: list[AnyEvent] = []
     for name, state in fleet.models.items():
         if "schedules" in configuration.sections and state.schedule is not None and name not in configuration.schedules:
             events += clear_schedule(fleet, model=name, source=API)
-        if "models" in configuration.sections and state.spec is not None and name not in configuration.models:
-            events += remove(fleet, model=name)
+    for name in models:
+        events += remove(fleet, model=name)
     return events
 
 

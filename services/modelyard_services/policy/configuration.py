@@ -112,6 +112,7 @@ def read_documents(documents: Sequence[Document], *, unread: Sequence[InvalidEnt
     reader = _Reader()
     for document in documents:
         reader.read(document)
+    reader.check_aliases()
     unparsed = [msgspec.convert(error, Fault) for fault in unread for error in fault.errors]
     _raise([*unparsed, *reader.faults])
     return Configuration(
@@ -151,6 +152,7 @@ class _Reader:
     """Collects what the documents hold, and every fault on the way."""
 
     def __init__(self) -> None:
+        self.defaults: dict[str, Any] = {}
         self.models: dict[ModelName, ModelSpec] = {}
         self.schedules: dict[ModelName, ScheduleEntry] = {}
         self.places: dict[ModelName, Written] = {}
@@ -171,13 +173,35 @@ class _Reader:
         if not isinstance(value, dict):
             self._fault(document, (), "document", value, "is neither a mapping nor a list of schedule entries")
             return
+        self._read_defaults(value.get("defaults"), document)
         for key, entries in value.items():
+            if key == "defaults":
+                continue
             read_entry = {"models": self._model_entry, "schedules": self._schedule_entry}.get(str(key))
             if read_entry is None:
-                self._unknown(document, (key,), str(key), ["models", "schedules"])
+                self._unknown(document, (key,), str(key), ["defaults", "models", "schedules"])
             elif entries is not None:
                 self.sections.add(str(key))
                 self._entries(entries, (key,), document, read_entry)
+
+    def _read_defaults(self, defaults: Any, document: Document) -> None:
+        """What every model of this document has, unless its entry says otherwise."""
+        before = len(self.faults)
+        if defaults is not None:
+            self._fields(defaults, ("defaults",), document, ModelBody, complete=False)
+        # Faults are told where they stand, once, and not again for each model.
+        self.defaults = {} if defaults is None or len(self.faults) > before else dict(defaults)
+
+    def check_aliases(self) -> None:
+        """No two models answer to one name."""
+        holders: dict[str, ModelName] = {}
+        for name, spec in self.models.items():
+            for alias in spec.aliases:
+                other = ModelName(alias) if alias in self.models else holders.setdefault(alias, name)
+                if other != name or alias == name:
+                    place = self.places[name]
+                    problem = f"{alias!r} is {'a name' if alias == other else 'an alias'} of model {other!r}"
+                    self.faults.append(Fault(place.document or "", place.line, "aliases", alias, problem))
 
     def model_spec(self, entry: Any, path: Path, document: Document) -> ModelSpec | None:
         before = len(self.faults)
@@ -185,6 +209,8 @@ class _Reader:
         for size in ("vram", "file_size", "disk"):
             if fields.get(size) is not None:
                 fields[size] = self._checked(document, (*path, size), size, fields[size], parse_size)
+        for alias in fields.get("aliases") or ():
+            self._checked(document, (*path, "aliases"), "aliases", alias.strip(), model_name)
         for variable in fields.get("environment") or ():
             if not variable or "=" in variable:
                 self._fault(document, (*path, "environment"), "environment", variable, "is no variable's name")
@@ -221,13 +247,22 @@ class _Reader:
     def _model_entry(self, entry: Any, path: Path, document: Document) -> None:
         name, rest = self._named(entry, path, document, "name")
         before = len(self.faults)
-        spec = self.model_spec(rest, path, document)
+        spec = self.model_spec(self._with_defaults(rest), path, document)
         if name is None or spec is None or len(self.faults) > before:
             return
         if name in self.models:
             self.warnings.append(f"{document.name}: model {name!r} was defined before; this entry wins")
         self.models[name] = spec
         self.places[name] = Written(document.name, _line(document, path))
+
+    def _with_defaults(self, entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        merged = {**self.defaults, **entry}
+        common, own = self.defaults.get("environment"), entry.get("environment")
+        if isinstance(common, dict) and isinstance(own, dict):
+            merged["environment"] = {**common, **own}
+        return merged
 
     def _schedule_entry(self, entry: Any, path: Path, document: Document) -> None:
         name, rest = self._named(entry, path, document, "model_name")
@@ -248,7 +283,9 @@ class _Reader:
             return None, rest
         return self._checked(document, (*path, key), key, entry[key], model_name), rest
 
-    def _fields(self, entry: Any, path: Path, document: Document, body: type) -> dict[str, Any]:
+    def _fields(
+        self, entry: Any, path: Path, document: Document, body: type, *, complete: bool = True
+    ) -> dict[str, Any]:
         """The fields of `entry` that `body` knows and could be converted to their types."""
         if not isinstance(entry, dict):
             self._fault(document, path, str(path[-1]) if path else "body", entry, "is not a mapping")
@@ -260,7 +297,7 @@ class _Reader:
                 self._unknown(document, (*path, key), str(key), list(hints))
             elif value is not None:
                 self._convert(fields, str(key), value, hints[key], document=document, path=(*path, key))
-        if body is ModelBody and "command" not in entry:
+        if complete and body is ModelBody and "command" not in entry:
             self._fault(document, path, "command", None, "is required: the words of the command line")
         return fields
 

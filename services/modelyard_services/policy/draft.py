@@ -59,6 +59,7 @@ def _all_of(fleet: Fleet, time_ns: int) -> Fleet:
         settings=fleet.settings,
         mass_loss=fleet.mass_loss,
         subjects=dict(fleet.subjects),
+        aliases=dict(fleet.aliases),
         nodes=copy.deepcopy(fleet.nodes),
         replicas={identity: copy.copy(replica) for identity, replica in fleet.replicas.items()},
         reservations={identity: copy.copy(held) for identity, held in fleet.reservations.items()},

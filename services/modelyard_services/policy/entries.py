@@ -36,6 +36,7 @@ class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
     concurrency_groups: list[str] | None = None
     pinned: bool | None = None
     max_concurrency: Count | None = None
+    aliases: list[str] | None = None
 
 
 class ScheduleBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 Invariant: a definition ends nothing by itself; a removal drains all that runs in the same append.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -13,7 +14,7 @@ from modelyard_events.model import ModelDeclaredSatisfiable, ModelDefined, Model
 from modelyard_events.names import model_name
 from modelyard_events.spec import ModelSpec, revision_of
 from modelyard_projections.fleet import Fleet
-from modelyard_services.errors import InvalidRequestError, ModelUnknownError
+from modelyard_services.errors import ConflictError, InvalidRequestError, ModelUnknownError
 from modelyard_services.policy.ending import begin_drain
 
 SPEC_BYTES_MAX: Final = 40 * 1024
@@ -33,11 +34,16 @@ class GroupConflict(msgspec.Struct, frozen=True):
         return f"group {self.group} on node {self.node} is shared with the running {self.other_model}"
 
 
-def define(fleet: Fleet, *, model: ModelName, spec: ModelSpec) -> list[AnyEvent]:
+def define(
+    fleet: Fleet, *, model: ModelName, spec: ModelSpec, among: Mapping[ModelName, ModelSpec | None] | None = None
+) -> list[AnyEvent]:
     """Define `model`, or change its definition; the same again is nothing.
 
+    `among` are the models that are defined, or removed (None), together with it; that these agree is seen before.
+
     Raises:
-        InvalidValueError: the name can't be one.
+        InvalidValueError: the name, or an alias, can't be one.
+        ConflictError: the name, or an alias, is another model's.
         InvalidRequestError: the spec is too large to be copied into placements.
     """
     name = model_name(model)
@@ -46,6 +52,7 @@ def define(fleet: Fleet, *, model: ModelName, spec: ModelSpec) -> list[AnyEvent]
         raise InvalidRequestError(
             f"the spec of {name!r} takes {size} bytes; at most {SPEC_BYTES_MAX} are kept", field="environment"
         )
+    _check_names(fleet, name, spec, {} if among is None else among)
     revision = revision_of(spec)
     before = fleet.models.get(name)
     if before is None or before.spec is None or before.revision is None:
@@ -56,6 +63,31 @@ def define(fleet: Fleet, *, model: ModelName, spec: ModelSpec) -> list[AnyEvent]
     if before.breaker is not None:
         changed.append(ModelDeclaredSatisfiable(model=name, cause="redefined"))
     return changed
+
+
+def _check_names(fleet: Fleet, model: ModelName, spec: ModelSpec, among: Mapping[ModelName, ModelSpec | None]) -> None:
+    """No two models answer to one name.
+
+    Two definitions that race for an alias write to two models, so no append can stop the second: it gets the alias
+    when the first gives it up.
+    """
+
+    def spec_of(name: ModelName) -> ModelSpec | None:
+        state = fleet.models.get(name)
+        return among.get(name, None if state is None else state.spec)
+
+    for alias in spec.aliases:
+        other = model_name(alias, field="aliases")
+        if other == model or spec_of(other) is not None:
+            raise ConflictError(
+                f"{alias!r} is a model; it can't be an alias of {model!r}", field="aliases", value=alias
+            )
+    for name in (model, *spec.aliases):
+        for holder in fleet.aliases.get(name, ()):
+            held = spec_of(holder)
+            if holder != model and held is not None and name in held.aliases:
+                field = "name" if name == model else "aliases"
+                raise ConflictError(f"{name!r} is an alias of model {holder!r} already", field=field, value=name)
 
 
 def remove(fleet: Fleet, *, model: ModelName) -> list[AnyEvent]:

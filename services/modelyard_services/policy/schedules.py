@@ -63,7 +63,12 @@ def schedule_warnings(
     if owner == "api" and source in OWNED_BY_CONFIGURATION:
         found.append(f"the schedule of {model} that was set over the API gives way to the one from {source}")
     if schedule is not None and (state is None or state.spec is None):
-        found.append(f"model {model} is not defined yet; its schedule is kept until it is")
+        meant = fleet.model_named(model)
+        found.append(
+            f"model {model} is not defined yet; its schedule is kept until it is"
+            if meant == model
+            else f"{model} is an alias of model {meant}; schedule that one, this does nothing for it"
+        )
     if schedule is not None and not any(matches(schedule.node_selector, node.labels) for node in _backends(fleet)):
         found.append(f"no node matches {format_selector(schedule.node_selector) or 'the empty selector'} now")
     return found

@@ -58,15 +58,15 @@ async def apply(runtime: Runtime, configuration: Configuration) -> None:
     for warning in configuration.warnings:
         _log.warning("configuration", warning=warning)
     for part in parts(configuration):
-        await _commit(runtime, part)
+        await _commit(runtime, part, configuration)
 
 
-async def _commit(runtime: Runtime, part: Configuration) -> None:
+async def _commit(runtime: Runtime, part: Configuration, whole: Configuration) -> None:
     told: tuple[str, ...] = ()
 
     def decide(fleet: Fleet) -> Sequence[AnyEvent]:
         nonlocal told
-        events = policy.apply(fleet, part, source=None)
+        events = policy.apply(fleet, part, source=None, whole=whole)
         told = policy.warnings(fleet, part, events)
         return events
 

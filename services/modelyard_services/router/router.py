@@ -160,7 +160,7 @@ class Router:
         self.runtime.require_caught_up()
         if not self._reporter.is_heard():
             raise UnavailableError("this router's reports don't reach the others; ask again", retry_after_seconds=1)
-        name = ModelName(model)
+        name = self.runtime.fleet.model_named(model)
         if name not in self._queues:
             candidate = self._board.best(name, ask.avoid)
             if candidate is not None:

@@ -89,13 +89,16 @@ class Scheduler(SchedulerServicer):
                     raise UnavailableError("the log is away", retry_after_seconds=2)
                 after = request.after if request.HasField("after") else self._router.runtime.fleet.sequence
                 async for recorded in recorded_after(log, after):
-                    for change in await self._changes(recorded, ModelName(request.model) if request.model else None):
+                    for change in await self._changes(recorded, self._meant(request.model)):
                         yield change
 
     async def _changes(self, recorded: Recorded, model: ModelName | None) -> list[pb.Change]:
         # Homes are as old as the fold, a moment behind the log.
         await self._router.runtime.feed.passed(recorded.sequence, timeout_seconds=FOLD_SECONDS_MAX)
         return changes_of(recorded, self._router.homes, model=model)
+
+    def _meant(self, name: str) -> ModelName | None:
+        return self._router.runtime.fleet.model_named(name) if name else None
 
     @contextlib.contextmanager
     def _watcher(self) -> Iterator[None]:

@@ -50,18 +50,24 @@ mistakes are reported together, with line and field. A file is authoritative for
 rest.
 
 ```yaml
+defaults:                            # for the models of this file, unless they say otherwise
+  environment: {HF_HOME: /srv/hf}    # variable by variable
 models:
   - name: minilm
     command: [python, -m, some.server, --port, "{port}"]
     environment: {HF_TOKEN: {from_env: HF_TOKEN}}
     health: {http: /health}          # or {grpc: service}
     vram: 512MiB
+    aliases: [text-embedding-3-small]
 schedules:
   - model_name: minilm
     node_selector: {tier: gpu}       # or "tier=gpu, zone in (a,b)"
     min_replicas: 1
     max_replicas: 3                  # or replicas: all
 ```
+
+A client may ask for a model by any of its `aliases`, over `/v1/*`, routes and gRPC; the replica is asked by the model's
+own name. A name that is another model's, or another model's alias, is refused.
 
 On a running installation, `modelyard plan FILE` shows what differs, what the reconciler would place and end for it, and
 what can't be met, with the reason and the line; it changes nothing. `modelyard apply FILE` does it, all or nothing;

@@ -14,6 +14,7 @@ from modelyard_services.gateway.request import (
     Scope,
     model_of,
     read_body,
+    renamed,
 )
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -92,3 +93,12 @@ def test_a_body_without_a_model_is_refused(body: bytes) -> None:
 
 def test_the_model_is_found_wherever_it_stands() -> None:
     assert model_of(b'{"messages": [{"model": "no"}], "model": "a/b:c d"}') == "a/b:c d"
+
+
+def test_a_renamed_body_keeps_every_other_byte_of_its_values() -> None:
+    """Numbers that no float holds, doubled spaces and escapes are the backend's to judge."""
+    body = b'{"input": [1e400, 12345678901234567890123, "\\u00e9  x"], "model" : "gpt-4", "n":1.10}'
+    new = renamed(body, "org/m")
+    assert model_of(new) == "org/m"
+    for part in (b'[1e400, 12345678901234567890123, "\\u00e9  x"]', b"1.10"):
+        assert part in new

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelyard_events.ids import ModelName
-from modelyard_events.spec import Autoscale, SpreadAll
+from modelyard_events.spec import Autoscale, SecretRef, SpreadAll
 from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.documents import DEPTH_MAX, parse_text
 from modelyard_services.errors import InvalidEntriesError
@@ -143,6 +143,35 @@ def test_the_later_of_two_entries_wins_with_a_warning() -> None:
     assert configuration.schedules[M].schedule.mode == Autoscale(2)
     assert configuration.schedules[M].source == "file"
     assert configuration.warnings == ("fleet.yaml: 'm' was scheduled before; this entry wins",)
+
+
+DEFAULTS = """\
+models:
+- {name: plain, command: [serve]}
+- {name: own, command: [serve], vram: null, environment: {HF_HOME: /mine, MORE: "1"}, pinned: false}
+defaults:
+  vram: 2GiB
+  pinned: true
+  environment: {HF_HOME: /srv/hf, TOKEN: {from_env: HF_TOKEN}}
+"""
+
+
+def test_a_document_s_defaults_hold_for_its_models_unless_they_say_otherwise() -> None:
+    """S1: wherever they stand; the environment variable by variable."""
+    document = Document(*parse_text(DEFAULTS, name="f", source="file"))
+    other = Document({"models": [{"name": "elsewhere", "command": ["serve"]}]}, "g", "file")
+    models = read_documents([document, other]).models
+    plain, own, elsewhere = (models[ModelName(name)] for name in ("plain", "own", "elsewhere"))
+    assert (plain.vram, plain.pinned, plain.environment["HF_HOME"]) == (2 * 2**30, True, "/srv/hf")
+    assert (own.vram, own.pinned) == (None, False)
+    assert own.environment == {"HF_HOME": "/mine", "TOKEN": SecretRef(from_env="HF_TOKEN"), "MORE": "1"}
+    assert (elsewhere.vram, elsewhere.environment) == (None, {})
+
+
+def test_a_mistake_in_defaults_is_told_once_and_where_it_stands() -> None:
+    """S2."""
+    assert faults(DEFAULTS.replace("2GiB", "-2").replace("pinned: true", "pined: true")) == [(6, "pined")]
+    assert faults("defaults: [x]\nmodels: [{name: m, command: [x]}]") == [(1, "defaults")]
 
 
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
