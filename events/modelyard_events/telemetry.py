@@ -46,6 +46,7 @@ class RouterReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """A router's leases (rule T2): in flight per replica, queue per model, last use, and how far it has folded.
 
     `oldest_ns` is when the oldest lease of a replica began (busy timeout); `leaving` is a router's last word.
+    `tokens_used_ns` is when its process last let somebody in, by the name of the token.
     """
 
     router: str
@@ -55,3 +56,4 @@ class RouterReport(msgspec.Struct, frozen=True, omit_defaults=True):
     oldest_ns: dict[ReplicaId, int] = {}
     queued: dict[str, int] = {}
     leaving: bool = False
+    tokens_used_ns: dict[str, int] = {}

@@ -31,6 +31,7 @@ class Demand(msgspec.Struct):
     nodes: dict[NodeName, HeardNode] = {}
     routers: dict[str, HeardRouter] = {}
     last_used_ns: dict[ReplicaId, int] = {}
+    tokens_used_ns: dict[str, int] = {}
 
     def hear_node(self, heartbeat: Heartbeat, *, now_ns: int) -> None:
         """Take note of a heartbeat."""
@@ -47,6 +48,12 @@ class Demand(msgspec.Struct):
             self.routers[report.router] = HeardRouter(report, now_ns)
         for replica, used_ns in report.last_used_ns.items():
             self._use(replica, used_ns)
+        for token, used_ns in report.tokens_used_ns.items():
+            self.use_token(token, used_ns)
+
+    def use_token(self, name: str, used_ns: int) -> None:
+        """Take note of a use of the token `name`; a name that isn't known any more is dropped by who lists them."""
+        self.tokens_used_ns[name] = max(used_ns, self.tokens_used_ns.get(name, 0))
 
     def forget(self, replica: ReplicaId) -> None:
         """Drop what is known of an ended replica."""

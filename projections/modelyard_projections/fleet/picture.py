@@ -18,6 +18,7 @@ from modelyard_projections.fleet.state import (
     RegistrationToken,
     ReplicaState,
     ReservationState,
+    RevokedToken,
     Token,
 )
 
@@ -46,6 +47,7 @@ class FleetState(msgspec.Struct):
     mass_loss: tuple[str, ...] = ()
     tokens: dict[str, Token] = {}
     registration_tokens: dict[str, RegistrationToken] = {}
+    revoked_tokens: dict[str, RevokedToken] = {}
     subjects: dict[str, int] = {}
     commands: dict[CommandId, CommandRecord] = {}
     idempotent: dict[CommandId, CommandRecord] = {}

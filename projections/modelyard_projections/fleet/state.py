@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from modelyard_events.envelope import Actor
 from modelyard_events.fleet import Role
 from modelyard_events.ids import (
     EventId,
@@ -310,13 +311,31 @@ class ModelState(msgspec.Struct):
 
 
 class Token(msgspec.Struct, frozen=True):
+    """What clients ask with; `by` made it."""
+
     name: str
     role: Role
     digest: str
     since_ns: int
+    by: Actor
 
 
 class RegistrationToken(msgspec.Struct, frozen=True):
+    """What workers register with; `by` made it."""
+
     name: str
     digest: str
     since_ns: int
+    by: Actor
+
+
+class RevokedToken(msgspec.Struct, frozen=True):
+    """A token that is worth nothing any more: what it was, and who took it back when. No `role`: a worker's."""
+
+    name: str
+    role: Role | None
+    digest: str
+    since_ns: int
+    by: Actor
+    revoked_ns: int
+    revoked_by: Actor

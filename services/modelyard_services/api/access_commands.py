@@ -2,12 +2,15 @@
 
 import msgspec
 from litestar import Controller, delete, get, patch, post, put
-from litestar.params import FromPath, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody
 
-from modelyard_events.envelope import instant
 from modelyard_events.fleet import Role
+from modelyard_projections.fleet import Fleet
+from modelyard_services.api import token_views
 from modelyard_services.api.access import requires
-from modelyard_services.api.service import ApiRequest, CommandView, answer, service_of
+from modelyard_services.api.queries import Cursor, Limit
+from modelyard_services.api.service import PAGE_MAX, ApiRequest, CommandView, answer, page, service_of
+from modelyard_services.effects.journal import Committed
 from modelyard_services.errors import ConflictError
 from modelyard_services.policy import settings as policy
 from modelyard_services.policy import tokens
@@ -32,14 +35,8 @@ class TokenAnswer(msgspec.Struct, frozen=True):
     token: str
 
 
-class TokenView(msgspec.Struct, frozen=True):
-    name: str
-    role: str
-    since: str
-
-
 class TokenList(msgspec.Struct, frozen=True):
-    items: list[TokenView]
+    items: list[token_views.TokenView]
     next: str | None
     sequence: int
 
@@ -51,12 +48,14 @@ class AccessCommands(Controller):
     tags = ["access"]  # noqa: RUF012 - as above
 
     @get("/tokens", summary="List tokens")
-    async def list_tokens(self, request: ApiRequest) -> TokenList:
-        """Tokens by name and role."""
-        fleet = service_of(request).fleet
-        known = sorted(fleet.tokens.values(), key=lambda token: token.name)
-        items = [TokenView(token.name, token.role, instant(token.since_ns).isoformat()) for token in known]
-        return TokenList(items, None, fleet.sequence)
+    async def list_tokens(
+        self, request: ApiRequest, *, revoked: FromQuery[bool] = False, limit: Limit = PAGE_MAX, after: Cursor = None
+    ) -> TokenList:
+        """Clients' tokens in the order of their names; the tokens themselves are stored nowhere."""
+        service = service_of(request)
+        living = [token_views.token_view(token, service.runtime.demand) for token in service.fleet.tokens.values()]
+        gone = [view for view in _revoked(service.fleet) if view.role is not None] if revoked else []
+        return _list(service.fleet, [*living, *gone], limit=limit, after=after)
 
     @post("/tokens", status_code=201, summary="Create a token")
     async def create_token(self, request: ApiRequest, data: JSONBody[TokenBody]) -> TokenAnswer:
@@ -67,14 +66,31 @@ class AccessCommands(Controller):
         done = await service.commit(
             request, lambda fleet: tokens.create_token(fleet, name=data.name, role=data.role, digest=digest)
         )
-        if done.repeated:
-            raise ConflictError(f"token {data.name!r} was created and told already; revoke it and create another")
-        return TokenAnswer(done.sequence, data.name, secret)
+        return _told(done, data.name, secret)
+
+    @post("/tokens/{name:str}/rotate", status_code=200, summary="Rotate a token")
+    async def rotate_token(self, request: ApiRequest, name: Name) -> TokenAnswer:
+        """Another secret under the same name and role; the one before is worth nothing from now on."""
+        service = service_of(request)
+        secret = service.runtime.ids.secret()
+        digest = tokens.digest_of(secret)
+        done = await service.commit(request, lambda fleet: tokens.rotate_token(fleet, name=name, digest=digest))
+        return _told(done, name, secret)
 
     @delete("/tokens/{name:str}", status_code=200, summary="Revoke a token")
     async def revoke_token(self, request: ApiRequest, name: Name) -> CommandView:
         """Who uses it is refused from now on."""
         return answer(await service_of(request).commit(request, lambda fleet: tokens.revoke_token(fleet, name=name)))
+
+    @get("/registration-tokens", summary="List registration tokens")
+    async def list_registration_tokens(
+        self, request: ApiRequest, *, revoked: FromQuery[bool] = False, limit: Limit = PAGE_MAX, after: Cursor = None
+    ) -> TokenList:
+        """Workers' tokens in the order of their names; the tokens themselves are stored nowhere."""
+        fleet = service_of(request).fleet
+        living = [token_views.token_view(token) for token in fleet.registration_tokens.values()]
+        gone = [view for view in _revoked(fleet) if view.role is None] if revoked else []
+        return _list(fleet, [*living, *gone], limit=limit, after=after)
 
     @post("/registration-tokens", status_code=201, summary="Create a registration token")
     async def create_registration_token(
@@ -87,9 +103,18 @@ class AccessCommands(Controller):
         done = await service.commit(
             request, lambda fleet: tokens.create_registration_token(fleet, name=data.name, digest=digest)
         )
-        if done.repeated:
-            raise ConflictError(f"token {data.name!r} was created and told already; revoke it and create another")
-        return TokenAnswer(done.sequence, data.name, secret)
+        return _told(done, data.name, secret)
+
+    @post("/registration-tokens/{name:str}/rotate", status_code=200, summary="Rotate a registration token")
+    async def rotate_registration_token(self, request: ApiRequest, name: Name) -> TokenAnswer:
+        """Another secret under the same name; workers that connect with the one before are refused from now on."""
+        service = service_of(request)
+        secret = service.runtime.ids.secret()
+        digest = tokens.digest_of(secret)
+        done = await service.commit(
+            request, lambda fleet: tokens.rotate_registration_token(fleet, name=name, digest=digest)
+        )
+        return _told(done, name, secret)
 
     @delete("/registration-tokens/{name:str}", status_code=200, summary="Revoke a registration token")
     async def revoke_registration_token(self, request: ApiRequest, name: Name) -> CommandView:
@@ -119,3 +144,20 @@ class AccessCommands(Controller):
             matches=lambda fleet: fleet.settings_sequence,
         )
         return answer(done)
+
+
+def _told(done: Committed, name: str, secret: str) -> TokenAnswer:
+    """The secret, which nobody is told twice: of a repeated request it is not the one that counts."""
+    if done.repeated:
+        raise ConflictError(f"token {name!r} was made and told already; rotate it to have another")
+    return TokenAnswer(done.sequence, name, secret)
+
+
+def _revoked(fleet: Fleet) -> list[token_views.TokenView]:
+    return [token_views.revoked_token_view(revoked) for revoked in fleet.revoked_tokens.values()]
+
+
+def _list(fleet: Fleet, found: list[token_views.TokenView], *, limit: int, after: str | None) -> TokenList:
+    # Several of one name may have been revoked; the id tells them apart.
+    items, cursor = page(found, lambda view: f"{view.name} {view.id}", limit=limit, after=after)
+    return TokenList(items, cursor, fleet.sequence)

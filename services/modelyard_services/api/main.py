@@ -31,7 +31,7 @@ async def serve(settings: ApiSettings, stop: asyncio.Event, *, joined: Joined) -
         Router(runtime, settings=settings.router) as router,
         _database(settings) as database,
     ):
-        access = Access(runtime.fleet, settings.open_on_loopback)
+        access = Access(runtime.fleet, settings.open_on_loopback, runtime.note_token_use)
         index = PlacementIndex()
         runtime.on_batch(lambda _events, touched: index.note(runtime.fleet, touched))
         async with joined(router, access) as gateway:

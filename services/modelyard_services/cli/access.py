@@ -12,11 +12,30 @@ Here = Annotated[Session, Parameter(parse=False)]
 
 
 @token_app.command(name="ls")
-def list_tokens(*, session: Here) -> None:
-    """List tokens by name; the tokens themselves are stored nowhere."""
-    answer = session.get("/tokens")
-    rows = [(token["name"], token["role"], formats.age(token["since"])) for token in answer["items"]]
-    session.show(answer, rows, "NAME", "ROLE", "CREATED")
+def list_tokens(*, registration: bool = False, revoked: bool = False, session: Here) -> None:
+    """List tokens by name; the tokens themselves are stored nowhere.
+
+    Parameters
+    ----------
+    registration
+        Those that workers register with.
+    revoked
+        Also those that count no more.
+    """
+    answer = session.list(_path(registration), revoked=revoked)
+    rows = [
+        (
+            token["name"],
+            token["id"],
+            token["role"] or "worker",
+            formats.age(token["since"]),
+            token["created_by"]["name"],
+            formats.age(token["last_used"]),
+            formats.age(token["revoked"]),
+        )
+        for token in answer["items"]
+    ]
+    session.show(answer, rows, "NAME", "ID", "ROLE", "CREATED", "BY", "LAST USED", "REVOKED")
 
 
 @token_app.command
@@ -28,17 +47,23 @@ def create(
     session: Here,
 ) -> None:
     """Create a token and print it once."""
-    path = "/registration-tokens" if registration else "/tokens"
     body = {"name": name} if registration else {"name": name, "role": role}
-    answer = session.call("POST", path, body=body)
+    answer = session.call("POST", _path(registration), body=body)
     session.done(answer, f"token {name}: {answer['token']}")
 
 
 @token_app.command
 def revoke(name: str, *, registration: bool = False, session: Here) -> None:
     """Revoke a token; who uses it is refused from now on."""
-    path = "/registration-tokens" if registration else "/tokens"
-    session.done(session.call("DELETE", f"{path}/{segment(name)}"), f"token {name} revoked")
+    path = f"{_path(registration)}/{segment(name)}"
+    session.done(session.call("DELETE", path), f"token {name} revoked")
+
+
+@token_app.command
+def rotate(name: str, *, registration: bool = False, session: Here) -> None:
+    """Give a token another secret and print it once; the one before is refused from now on."""
+    answer = session.call("POST", f"{_path(registration)}/{segment(name)}/rotate")
+    session.done(answer, f"token {name}: {answer['token']}")
 
 
 def register(app: App) -> None:
@@ -66,6 +91,10 @@ def freeze(what: Literal["reconciler", "evictions"] = "reconciler", *, session: 
 def thaw(what: Literal["reconciler", "evictions"] = "reconciler", *, session: Here) -> None:
     """Undo a freeze."""
     session.done(session.call("PATCH", "/settings", body={f"{what}_frozen": False}), f"{what} thawed")
+
+
+def _path(registration: bool) -> str:  # noqa: FBT001 - it is what it is called
+    return "/registration-tokens" if registration else "/tokens"
 
 
 def _change(change: str) -> tuple[str, Any]:

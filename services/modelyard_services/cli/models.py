@@ -16,7 +16,7 @@ Here = Annotated[Session, Parameter(parse=False)]
 @model_app.command(name="ls")
 def list_models(*, session: Here) -> None:
     """List models."""
-    answer = session.get("/models")
+    answer = session.list("/models")
     rows = [
         (
             model["name"],
@@ -74,7 +74,7 @@ def remove_model(model: str, *, session: Here) -> None:
 @schedule_app.command(name="ls")
 def list_schedules(*, session: Here) -> None:
     """List schedules."""
-    answer = session.get("/schedules")
+    answer = session.list("/schedules")
     rows = [
         (
             schedule["model_name"],

@@ -22,7 +22,7 @@ def ls(
     session: Here,
 ) -> None:
     """List nodes."""
-    answer = session.get("/nodes", admission=admission, liveness=liveness, intent=intent, selector=selector)
+    answer = session.list("/nodes", admission=admission, liveness=liveness, intent=intent, selector=selector)
     rows = [
         (
             node["name"],

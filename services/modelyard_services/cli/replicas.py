@@ -24,7 +24,7 @@ def register(app: App) -> None:
 
 def ps(*, model: str | None = None, node: str | None = None, state: str | None = None, session: Here) -> None:
     """List what runs: replicas with their node, state, memory and requests in flight."""
-    answer = session.get("/replicas", model=model, node=node, state=state)
+    answer = session.list("/replicas", model=model, node=node, state=state)
     rows = [
         (
             f"{replica['model']}#{replica['replica_index']}",
@@ -115,7 +115,7 @@ def _named(session: Session, target: str, node: str | None) -> tuple[str, dict[s
         return f"/models/{segment(target)}/replicas", {"node": node}
     found = [
         replica["id"]
-        for replica in session.get("/replicas", model=model, node=node)["items"]
+        for replica in session.list("/replicas", model=model, node=node)["items"]
         if str(replica["replica_index"]) == index
     ]
     if len(found) != 1:
@@ -124,11 +124,11 @@ def _named(session: Session, target: str, node: str | None) -> tuple[str, dict[s
 
 
 def _ids(session: Session) -> list[str]:
-    return [replica["id"] for replica in session.get("/replicas")["items"]]
+    return [replica["id"] for replica in session.list("/replicas")["items"]]
 
 
 def _all_ready(session: Session, model: str, wanted: set[str]) -> bool:
-    states = {replica["id"]: replica["state"] for replica in session.get("/replicas", model=model)["items"]}
+    states = {replica["id"]: replica["state"] for replica in session.list("/replicas", model=model)["items"]}
     if missing := wanted - states.keys():
         failure = session.get(f"/models/{segment(model)}")["last_failure"]
         raise CommandFailedError(f"{', '.join(sorted(missing))} ended: {failure or 'see `modelyard events`'}")

@@ -22,6 +22,9 @@ TIMEOUT_SECONDS: Final = 90.0
 WIDTH_MAX: Final = 10_000
 """Of a line that goes to a file or a program: there a wrapped cell is a broken one."""
 
+LIST_MAX: Final = 100_000
+"""Items in one list on the command line: five times the replicas of the largest fleet we plan for."""
+
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 
@@ -40,6 +43,20 @@ class Session(msgspec.Struct, frozen=True):
     def get(self, path: str, **query: Any) -> Any:
         """The answer to a query."""
         return self.call("GET", path, query=query)
+
+    def list(self, path: str, **query: Any) -> Any:
+        """The answer to a query for a list, with all its pages as one.
+
+        Raises:
+            CommandFailedError: it has more than `LIST_MAX` items.
+        """
+        answer = self.get(path, **query)
+        while answer["next"] is not None:
+            page = self.get(path, **query, after=answer["next"])
+            answer = page | {"items": [*answer["items"], *page["items"]]}
+            if len(answer["items"]) > LIST_MAX:
+                raise CommandFailedError(f"{path} has more than {LIST_MAX} items; ask for fewer")
+        return answer
 
     def call(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
         """The answer to one request.

@@ -114,6 +114,10 @@ class Runtime:
             problem = self.feed.failure or "this process has just started and still reads the log"
             raise UnavailableError(problem, retry_after_seconds=1)
 
+    def note_token_use(self, name: str) -> None:
+        """Somebody was let in by the token `name` just now; routers tell one another."""
+        self.demand.use_token(name, self.clock.now_ns())
+
     @property
     def ready(self) -> bool:
         return not self.problems

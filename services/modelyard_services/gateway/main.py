@@ -32,7 +32,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         Router(runtime, settings=settings.router) as router,
         Pool() as pool,
     ):
-        access = Access(runtime.fleet, is_loopback(settings.host))
+        access = Access(runtime.fleet, is_loopback(settings.host), runtime.note_token_use)
         gateway = Gateway(router, pool, authenticate=access.client)
         _log.info("gateway serves", host=settings.host, port=settings.port, router=router.incarnation)
         app = Front(gateway, router, access)

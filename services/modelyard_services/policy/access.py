@@ -5,7 +5,7 @@ itself is never stored nor logged.
 """
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -39,10 +39,14 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Access(msgspec.Struct, frozen=True):
-    """The rule in force: `open_on_loopback` while everything listens on loopback only."""
+    """The rule in force: `open_on_loopback` while everything listens on loopback only.
+
+    `on_use` hears the name of each token that lets somebody in.
+    """
 
     fleet: Fleet
     open_on_loopback: bool
+    on_use: Callable[[str], None] = lambda _name: None
 
     def identify(self, headers: Mapping[str, str]) -> Identity:
         """Who sends `headers` (names in lower case).
@@ -59,6 +63,7 @@ class Access(msgspec.Struct, frozen=True):
         token = token_of(self.fleet, authorization.removeprefix(_BEARER).strip())
         if token is None:
             raise UnauthorizedError("this token is unknown or revoked")
+        self.on_use(token.name)
         return Identity(Actor("operator", token.name), token.role)
 
     def client(self, headers: Mapping[str, str]) -> Actor:

@@ -71,6 +71,20 @@ def create_token(fleet: Fleet, *, name: str, role: Role, digest: str) -> list[An
     return [FleetTokenCreated(name=name, role=role, digest=digest)]
 
 
+def rotate_token(fleet: Fleet, *, name: str, digest: str) -> list[AnyEvent]:
+    """The secret of that name is worth nothing from here on, the new one takes its name and role.
+
+    Raises:
+        NotFoundError: there is no such token (X28).
+    """
+    _check_known(name, fleet.tokens, "token")
+    before = fleet.tokens[name]
+    if before.digest == digest:
+        return []
+    _check_digest(digest)
+    return [FleetTokenRevoked(name=name), FleetTokenCreated(name=name, role=before.role, digest=digest)]
+
+
 def revoke_token(fleet: Fleet, *, name: str) -> list[AnyEvent]:
     """The token is worth nothing from here on.
 

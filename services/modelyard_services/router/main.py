@@ -38,7 +38,7 @@ async def serve(settings: RouterProcessSettings, stop: asyncio.Event) -> None:
         open_runtime(settings.process) as runtime,
         Router(runtime, settings=settings.router) as router,
     ):
-        access = Access(runtime.fleet, is_loopback(settings.grpc_host))
+        access = Access(runtime.fleet, is_loopback(settings.grpc_host), runtime.note_token_use)
         async with scheduler(router, f"{settings.grpc_host}:{settings.grpc_port}", access=access) as address:
             _log.info("router serves", grpc_address=address, router=router.incarnation)
             await stop.wait()

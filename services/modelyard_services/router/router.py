@@ -376,4 +376,12 @@ class Router:
             oldest_ns={} if leaving else oldest_ns,
             queued=dict(self._queues.lengths()),
             leaving=leaving,
+            tokens_used_ns=self._tokens_used(since_ns),
         )
+
+    def _tokens_used(self, since_ns: int) -> dict[str, int]:
+        """Uses worth telling; of tokens that are gone nothing is kept."""
+        demand, known = self.runtime.demand, self.runtime.fleet.tokens
+        for name in demand.tokens_used_ns.keys() - known.keys():
+            del demand.tokens_used_ns[name]
+        return {name: at_ns for name, at_ns in demand.tokens_used_ns.items() if at_ns > since_ns}

@@ -5,7 +5,7 @@ listens before there is one for clients.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,13 @@ from modelyard_services.effects.clock import Ids
 from modelyard_services.effects.embedded.errors import ChildFailedError
 from modelyard_services.effects.embedded.private import read_private, write_private
 from modelyard_services.effects.runtime import Runtime
-from modelyard_services.policy.tokens import create_registration_token, create_token, digest_of
+from modelyard_services.policy.tokens import (
+    create_registration_token,
+    create_token,
+    digest_of,
+    registration_token_of,
+    token_of,
+)
 
 BOOTSTRAP_SECONDS: Final = 30.0
 """How long the log may take to be there: the first start creates it."""
@@ -29,46 +35,72 @@ REGISTER_SECONDS_MAX: Final = 60.0
 REGISTERED_POLL_SECONDS: Final = 0.05
 
 OWN_NAME: Final = "up"
+SECRETS_FILE: Final = "secrets.json"
 ACTOR: Final = Actor("system", "up")
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """What this installation's own workers and its owner prove themselves with. `token` only beyond loopback."""
+    """What this installation's own workers and its owner prove themselves with. `token` only beyond loopback.
+
+    `admitted`: the log has taken them once, so one that it doesn't know any more was taken back.
+    """
 
     registration_token: str
     token: str | None = None
+    admitted: bool = False
 
 
 def secrets_of(data_dir: Path, *, beyond_loopback: bool) -> Secrets:
     """The secrets kept in `data_dir`, made on the first start."""
-    file = data_dir / "secrets.json"
-    before = read_private(file, Secrets)
+    before = read_private(data_dir / SECRETS_FILE, Secrets)
     kept = before or Secrets(registration_token=Ids().secret())
     if beyond_loopback and kept.token is None:
         kept = msgspec.structs.replace(kept, token=Ids().secret())
     if kept != before:
-        write_private(file, msgspec.json.encode(kept))
+        write_private(data_dir / SECRETS_FILE, msgspec.json.encode(kept))
     return kept
 
 
-async def admit(runtime: Runtime, secrets: Secrets) -> None:
-    """Put the secrets' digests into the log, where they aren't yet.
+async def admit(runtime: Runtime, data_dir: Path, secrets: Secrets) -> Secrets:
+    """Put the secrets' digests into the log, where they aren't yet; the secrets that count from now on.
 
     Raises:
         UnavailableError: the log isn't there in time.
     """
-
-    def decide(fleet: Fleet) -> list[AnyEvent]:
-        events: list[AnyEvent] = []
-        if OWN_NAME not in fleet.registration_tokens:
-            digest = digest_of(secrets.registration_token)
-            events += create_registration_token(fleet, name=OWN_NAME, digest=digest)
-        if secrets.token is not None and OWN_NAME not in fleet.tokens:
-            events += create_token(fleet, name=OWN_NAME, role="admin", digest=digest_of(secrets.token))
-        return events
-
     await runtime.wait_ready(timeout_seconds=BOOTSTRAP_SECONDS)
-    await runtime.journal.commit(runtime.envelope(ACTOR), decide)
+    kept = renewed(runtime.fleet, secrets)
+    write_private(data_dir / SECRETS_FILE, msgspec.json.encode(kept))
+    await runtime.journal.commit(runtime.envelope(ACTOR), lambda fleet: admission_of(fleet, kept))
+    kept = msgspec.structs.replace(kept, admitted=True)
+    write_private(data_dir / SECRETS_FILE, msgspec.json.encode(kept))
+    return kept
+
+
+def renewed(fleet: Fleet, secrets: Secrets) -> Secrets:
+    """`secrets` with another in place of each that was revoked or rotated: what leaked must never count again."""
+    registration, token = secrets.registration_token, secrets.token
+    if secrets.admitted and registration_token_of(fleet, registration) is None:
+        registration = Ids().secret()
+    if secrets.admitted and token is not None and token_of(fleet, token) is None:
+        token = Ids().secret()
+    return Secrets(registration, token)
+
+
+def admission_of(fleet: Fleet, secrets: Secrets) -> list[AnyEvent]:
+    """What makes `secrets` count. A name that was rotated is its operator's: then we take another one."""
+    events: list[AnyEvent] = []
+    if registration_token_of(fleet, secrets.registration_token) is None:
+        name = _free_name(fleet.registration_tokens)
+        events += create_registration_token(fleet, name=name, digest=digest_of(secrets.registration_token))
+    if secrets.token is not None and token_of(fleet, secrets.token) is None:
+        digest = digest_of(secrets.token)
+        events += create_token(fleet, name=_free_name(fleet.tokens), role="admin", digest=digest)
+    return events
+
+
+def _free_name(taken: Collection[str]) -> str:
+    names = (OWN_NAME, *(f"{OWN_NAME}-{number}" for number in range(2, len(taken) + 3)))
+    return next(name for name in names if name not in taken)
 
 
 async def registered(runtime: Runtime, lives: Mapping[NodeName, IncarnationId | None], stop: asyncio.Event) -> None:

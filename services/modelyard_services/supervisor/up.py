@@ -116,9 +116,9 @@ class _Yard:
         nats_url = await self._start_nats()
         database_url = await self._start_postgres()
         self._environment["MODELYARD_DATABASE_URL"] = database_url
-        endpoints = self._endpoints(secrets, nats_url, database_url)
         async with open_runtime(ProcessSettings("up", NatsSettings(self.control_url))) as runtime:
-            await admit(runtime, secrets)
+            secrets = await admit(runtime, self._data_dir, secrets)
+            endpoints = self._endpoints(secrets, nats_url, database_url)
             await self._start_control_plane()
             lives = {name: life_of(runtime.fleet, name) for name in map(_worker, range(self._settings.workers))}
             await self._start_workers(endpoints)

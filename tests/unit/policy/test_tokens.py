@@ -9,6 +9,7 @@ from modelyard_events.fleet import (
     FleetTokenCreated,
     FleetTokenRevoked,
 )
+from modelyard_projections.fleet import evolve_fleet
 from modelyard_services.errors import ConflictError, NotFoundError, OverloadedError
 from modelyard_services.policy import tokens
 from modelyard_services.policy.tokens import digest_of
@@ -40,6 +41,22 @@ def test_a_revoked_token_is_worth_nothing() -> None:
     assert (known.name, known.role) == ("ci", "operator")
     history.when(lambda fleet: tokens.revoke_token(fleet, name="ci")).then(FleetTokenRevoked(name="ci"))
     assert tokens.token_of(history.fleet, "first secret") is None
+
+
+def test_a_rotated_token_keeps_its_role() -> None:
+    """N4."""
+    history = given(CREATED)
+    history.when(lambda fleet: tokens.rotate_token(fleet, name="ci", digest=SECOND)).then(
+        FleetTokenRevoked(name="ci"), FleetTokenCreated(name="ci", role="operator", digest=SECOND)
+    )
+    assert tokens.token_of(history.fleet, "first secret") is None
+    assert history.fleet.revoked_tokens.keys() == {FIRST}
+
+
+def test_what_is_remembered_of_revoked_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evolve_fleet, "REVOKED_MAX", 1)
+    history = given(CREATED, FleetTokenRevoked(name="ci"), JOIN, FleetRegistrationTokenRevoked(name="rack-1"))
+    assert [gone.name for gone in history.fleet.revoked_tokens.values()] == ["rack-1"]
 
 
 def test_revoking_an_unknown_token_says_so() -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from modelyard_events.envelope import AnyEvent
+from modelyard_events.fleet import FleetTokenCreated
 from modelyard_events.ids import ModelName, NodeName, ReplicaId
 from modelyard_events.model import ModelReplicaEnded, ModelReplicaReady
 from modelyard_events.replica import (
@@ -594,3 +595,17 @@ async def test_a_request_that_every_replica_failed_is_answered_so(world: World) 
         everywhere = frozenset({ReplicaId("r-1"), ReplicaId("r-2")})
         with pytest.raises(ReplicaFailedError):
             await asyncio.wait_for(router.route("m", Ask(avoid=everywhere)), 1)
+
+
+async def test_routers_tell_one_another_when_a_token_was_last_used(world: World) -> None:
+    """N4: whichever process lets a client in, the list of tokens knows; of a token that is gone nothing is kept."""
+    await world.happens([FleetTokenCreated(name="ci", role="viewer", digest="0" * 64)])
+    async with in_memory("other", MemoryLog(), world.bus) as other, world.router():
+        await other.wait_ready(timeout_seconds=1)
+        for name in ("ci", "gone"):
+            world.runtime.note_token_use(name)
+        async with asyncio.timeout(5):
+            while not other.demand.tokens_used_ns:  # noqa: ASYNC110 - a report is on its way
+                await asyncio.sleep(0.01)
+        assert other.demand.tokens_used_ns.keys() == {"ci"}
+        assert world.runtime.demand.tokens_used_ns.keys() == {"ci"}
