@@ -32,6 +32,8 @@ def test_a_restart_and_a_new_revision_fail_no_request(shared: Installation) -> N
     assert set(traffic.statuses) == {200}
     ended = shared.get(f"/events?model={segment(MODEL)}&type=replica.unloaded&limit=100")["items"]
     assert [event["event"]["reason"] for event in ended] == ["requested"] * 3 + ["superseded"] * 2
+    full = shared.cli("model", "capacity", MODEL).out
+    assert "max_per_node" in full
     shared.cli("schedule", "rm", MODEL)
     shared.cli("unload", MODEL, "--wait")
     shared.cli("model", "rm", MODEL)

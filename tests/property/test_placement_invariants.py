@@ -1,5 +1,6 @@
 """Whatever happens to a fleet, what is placed fits, matches and is accounted for (I1-I4, I7, I12, rules R2-R5, P5)."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -33,6 +34,7 @@ from modelyard_projections.fleet import Alive, Fleet, Lost, NodeDraining, Ready
 from modelyard_services.effects.log.contract import Message, SequenceMoved
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.policy.ending import begin_drain, end
+from modelyard_services.policy.fitting import fit
 from modelyard_services.policy.liveness import judge
 from modelyard_services.policy.models import define, remove
 from modelyard_services.policy.placement import Request, load_on_demand, place
@@ -219,6 +221,23 @@ class AnyFleet(RuleBasedStateMachine):
         for action in (*judge(view), *reconcile(view)):
             if self.world.fleet.recorded_command(action.command) is None:
                 self._append(action.decide(self.world.fleet, action.command))
+
+    @rule(model=some_model)
+    def fill(self, model: str) -> None:
+        """As many fit as can be placed one after another, on the nodes that were named."""
+        state = self.world.fleet.models.get(ModelName(model))
+        if state is None or state.spec is None:
+            return
+        found = fit(self.world.fleet, Readings(), self._request(model))
+        placed: Counter[str] = Counter()
+        while (outcome := place(self.world.fleet, Readings(), self._request(model))).refused is None:
+            newcomers = [event for event in outcome.events if isinstance(event, ReplicaPlaced)]
+            if any(event.waits_for for event in newcomers):
+                break  # room that others have to leave first isn't there now
+            self._append(outcome.events)
+            placed.update(event.node for event in newcomers)
+        assert {each.node: each.replicas for each in found.nodes if each.replicas} == placed
+        assert found.replicas == placed.total()
 
     @invariant()
     def every_reservation_of_a_replica_ends_with_it(self) -> None:

@@ -9,13 +9,16 @@ import msgspec
 from litestar import Controller, get
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from modelyard_events.ids import ReplicaId
+from modelyard_events.ids import CommandId, ReplicaId
 from modelyard_events.selectors import matches, parse_selector
 from modelyard_projections.hashing import StateHash
 from modelyard_services.api import views
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import PAGE_MAX, ApiRequest, page, service_of
 from modelyard_services.errors import NotFoundError
+from modelyard_services.policy.fitting import NodeFit, fit
+from modelyard_services.policy.placement import Request
+from modelyard_services.policy.readings import read
 
 Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Items in one answer.")]
 Cursor = Annotated[str | None, QueryParameter(name="after", description="The `next` of the page before.")]
@@ -47,6 +50,33 @@ class ReservationList(msgspec.Struct, frozen=True):
 
 class ScheduleList(msgspec.Struct, frozen=True):
     items: list[views.ScheduleView]
+    next: str | None
+    sequence: int
+
+
+class NodeFitView(msgspec.Struct, frozen=True):
+    """How many more replicas fit on `node`; `filter` is what rejects one more, and by how much, where none fits."""
+
+    node: str
+    replicas: int
+    filter: str | None = None
+    figure: int | float | str | bool | None = None
+    unit: str | None = None
+    detail: str | None = None
+
+
+class CapacityView(msgspec.Struct, frozen=True):
+    """How many more replicas of a model fit now without ending any, beside those that live and are wanted.
+
+    `min_replicas` and `max_replicas` are its schedule's; null is no limit.
+    """
+
+    model: str
+    fits: int
+    replicas: int
+    min_replicas: int
+    max_replicas: int | None
+    items: list[NodeFitView]
     next: str | None
     sequence: int
 
@@ -109,6 +139,28 @@ class Queries(Controller):
         """One model with its spec, its schedule and why it isn't placed, if it isn't."""
         service = service_of(request)
         return views.model_view(service.model(model), service.fleet)
+
+    @get("/models/{model:str}/capacity", summary="How many more fit")
+    async def model_capacity(
+        self, request: ApiRequest, model: FromPath[str], limit: Limit = PAGE_MAX, after: Cursor = None
+    ) -> CapacityView:
+        """How many more replicas of the model would fit on each node, or what rejects one there."""
+        service = service_of(request)
+        state, runtime = service.model(model), service.runtime
+        measured = read(service.fleet, runtime.demand, heard_ns=runtime.clock.monotonic_ns())
+        one_more = Request(model=state.name, command=CommandId("capacity"), now_ns=runtime.clock.now_ns())
+        found = fit(service.fleet, measured, one_more)
+        taken, cursor = page(list(found.nodes), lambda each: each.node, limit=limit, after=after)
+        return CapacityView(
+            state.name,
+            found.replicas,
+            found.living,
+            found.floor,
+            found.ceiling,
+            [_fit_view(each) for each in taken],
+            cursor,
+            service.fleet.sequence,
+        )
 
     @get("/replicas", summary="List replicas")
     async def list_replicas(
@@ -195,4 +247,13 @@ def _replica(request: ApiRequest, replica: ReplicaId) -> views.ReplicaView:
         )
     return views.replica_view(
         state, service.fleet, service.runtime.demand, monotonic_ns=service.runtime.clock.monotonic_ns()
+    )
+
+
+def _fit_view(found: NodeFit) -> NodeFitView:
+    rejected = found.rejected
+    if rejected is None:
+        return NodeFitView(found.node, found.replicas)
+    return NodeFitView(
+        found.node, found.replicas, rejected.filter, rejected.figure, rejected.unit, rejected.detail or None
     )

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import yaml
 from cyclopts import App, Parameter
 
+from modelyard_services.cli import formats
 from modelyard_services.cli.session import CommandFailedError, Session, segment
 
 model_app = App(name="model", help="Models: how a model is run.")
@@ -43,6 +44,15 @@ def show_model(model: str, *, session: Here) -> None:
     ]
     rows += [(key, value) for key, value in (answer["spec"] or {}).items()]
     session.show(answer, rows, answer["name"], "")
+
+
+@model_app.command(name="capacity")
+def show_capacity(model: str, *, session: Here) -> None:
+    """Show how many more replicas of a model fit, node by node, or what rejects one there."""
+    answer = session.get(f"/models/{segment(model)}/capacity")
+    rows = [(found["node"], found["replicas"], _rejection(found)) for found in answer["items"]]
+    rows.append(("all nodes", answer["fits"], f"{answer['replicas']} live, wanted {_bounds(answer)}"))
+    session.show(answer, rows, "NODE", "FITS", "WHY NOT")
 
 
 @model_app.command(name="set")
@@ -163,3 +173,16 @@ def _trouble(model: dict[str, Any]) -> str:
         return str(model["last_failure"]).splitlines()[0]
     refusal = model["last_refusal"]
     return f"{refusal['kind']}: {', '.join(refusal['filters'])}" if refusal else ""
+
+
+def _bounds(answer: dict[str, Any]) -> str:
+    least, most = answer["min_replicas"], answer["max_replicas"]
+    return f"{least} to {'any number' if most is None else most}"
+
+
+def _rejection(found: dict[str, Any]) -> str:
+    if found["filter"] is None:
+        return "-"
+    figure = formats.size(found["figure"]) if found["unit"] == "bytes" else found["figure"]
+    said = [found["filter"], *(() if figure is None else (f"short by {figure}" if found["unit"] else str(figure),))]
+    return " ".join([*said, *((found["detail"],) if found["detail"] else ())])

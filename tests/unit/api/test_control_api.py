@@ -333,6 +333,24 @@ async def test_a_model_is_defined_scheduled_loaded_and_unloaded(runtime: Runtime
     assert (await client.get(NODE_PATH)).json()["vram_reserved"] == 0
 
 
+async def test_capacity_says_how_many_more_fit_and_why_no_more(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """P1, R4: beside what lives and what is wanted."""
+    await _approved(runtime)
+    await client.put("/api/v1/models/a%2Fcapacity", json={**SPEC, "vram": "10GiB"})
+    path = "/api/v1/models/a%2Fcapacity/capacity"
+    one = (await client.get(path)).json()
+    assert (one["model"], one["fits"], one["replicas"], one["min_replicas"]) == ("a/capacity", 1, 0, 0)
+    await client.put(f"{NODE_PATH}/max-replicas-per-model", json={"value": 5})
+    assert (await client.get(path)).json()["fits"] == 2
+    for _ in range(2):
+        assert (await client.post("/api/v1/models/a%2Fcapacity/replicas")).status_code == 202
+    full = (await client.get(path)).json()
+    assert (full["fits"], full["replicas"], full["next"]) == (0, 2, None)
+    (node,) = full["items"]
+    assert (node["node"], node["filter"], node["unit"]) == (NODE, "vram", "bytes")
+    assert (await client.get("/api/v1/models/nobody/capacity")).json()["code"] == "model_unknown"
+
+
 async def test_no_room_is_refused_with_the_whole_account(runtime: Runtime, client: httpx.AsyncClient) -> None:
     """P5, X6."""
     await _approved(runtime)
