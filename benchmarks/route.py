@@ -22,7 +22,8 @@ from modelyard_services.effects.bus import MemoryBus
 from modelyard_services.effects.health import Healthy, Outcome
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.effects.runtime import Runtime, in_memory
-from modelyard_services.policy.routing import choose
+from modelyard_services.policy.affinity import PROMPT_BYTES_MAX, Affinities, Hint
+from modelyard_services.policy.routing import Candidate, Ranking, choose
 from modelyard_services.router.probes import Prober
 from modelyard_services.router.router import Router
 from tests.support.given import a_model, a_ready_replica, an_approved_node
@@ -67,6 +68,7 @@ async def measure(size: int, requests: int) -> dict[str, float]:
             model = held[0].model
             figures = {
                 "decision": microseconds(lambda: board.best(model), requests),
+                **affinity_figures(board.candidates(model), requests),
                 "plain minimum": microseconds(lambda: choose(candidates), max(200, requests // size)),
             }
             begun = time.perf_counter()
@@ -74,6 +76,22 @@ async def measure(size: int, requests: int) -> dict[str, float]:
                 router.release((await router.route("m")).lease)
             figures["route + release"] = (time.perf_counter() - begun) / requests * 1e6
             return figures
+
+
+def affinity_figures(candidates: list[Candidate], requests: int) -> dict[str, float]:
+    """The decision for a session, and for a prompt of 16 KiB whose beginning is known."""
+    affinities, ranking, model = Affinities(), Ranking(), candidates[0].model
+    for candidate in candidates:
+        ranking.put(candidate)
+    prompt = Hint(prompt=b"p" * PROMPT_BYTES_MAX)
+    pick = affinities.pick(model, "prefix", ranking, hint=prompt)
+    if pick is not None:
+        affinities.learn(pick)
+    session = Hint(session=b"s")
+    return {
+        "session": microseconds(lambda: affinities.pick(model, "session", ranking, hint=session), requests),
+        "prefix": microseconds(lambda: affinities.pick(model, "prefix", ranking, hint=prompt), requests // 10),
+    }
 
 
 def main() -> None:
@@ -84,10 +102,11 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, msgspec "
         f"{msgspec.__version__}; microseconds"
     )
-    print(f"{'replicas':>8}{'decision':>12}{'route + release':>18}{'plain minimum':>16}")
+    columns = ("decision", "session", "prefix", "route + release", "plain minimum")
+    print(f"{'replicas':>8}" + "".join(f"{column:>18}" for column in columns))
     for size in SIZES:
         figures = asyncio.run(measure(size, requests))
-        print(f"{size:8}{figures['decision']:12.2f}{figures['route + release']:18.2f}{figures['plain minimum']:16.2f}")
+        print(f"{size:8}" + "".join(f"{figures[column]:18.2f}" for column in columns))
 
 
 if __name__ == "__main__":

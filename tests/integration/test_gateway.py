@@ -16,8 +16,8 @@ import pytest
 from modelyard_events.envelope import Actor
 from modelyard_events.fleet import FleetTokenCreated
 from modelyard_events.ids import ModelName, ReplicaId
-from modelyard_events.model import ModelRedefined
-from modelyard_events.spec import revision_of
+from modelyard_events.model import ModelRedefined, ModelScheduleSet
+from modelyard_events.spec import Schedule, revision_of
 from modelyard_projections.fleet import Placed
 from modelyard_services.effects.upstream import Pool
 from modelyard_services.errors import UnauthorizedError
@@ -166,6 +166,53 @@ async def test_traffic_is_spread_evenly_over_two_replicas(yard: Yard) -> None:
 
             await asyncio.gather(*[ask_often(used, 320 // at_once) for _ in range(at_once)])
             assert max(used.values()) / (used.total() / 2) <= 1.1, used
+
+
+async def test_a_session_stays_with_its_replica_where_the_schedule_asks_for_it(yard: Yard) -> None:
+    """T3, X13: by header or by the body's own field, over two routers; other sessions go elsewhere."""
+    await yard.model(nodes=["n1", "n2"])
+    await yard.commit(ModelScheduleSet(model="m", schedule=Schedule(affinity="session"), source="api"))
+    for number, node in enumerate(("n1", "n1", "n2")):
+        await yard.ready(f"r-{number}", node=node, index=number % 2)
+    async with (
+        a_router(yard.url) as one,
+        a_router(yard.url) as other,
+        a_gateway(one) as first,
+        a_gateway(other) as second,
+    ):
+        homes: dict[str, set[str]] = {}
+        for client in (first, second, first):
+            for name in map(str, range(12)):
+                answer = await client.post("/v1/embeddings", json=EMBED, headers={"x-modelyard-session": name})
+                await answer.read()
+                homes.setdefault(name, set()).add(answer.headers["x-modelyard-replica"])
+                assert answer.headers["x-modelyard-choice"] == "session"
+        assert all(len(replicas) == 1 for replicas in homes.values())
+        assert set.union(*homes.values()) == {"r-0", "r-1", "r-2"}
+        told = await first.post("/v1/embeddings", json=EMBED | {"user": "7"})
+        await told.read()
+        assert {told.headers["x-modelyard-replica"]} == homes["7"]
+
+
+async def test_prompts_that_begin_alike_go_to_one_replica_where_the_schedule_asks_for_it(yard: Yard) -> None:
+    """T3."""
+    await yard.model(nodes=["n1", "n2"])
+    await yard.commit(ModelScheduleSet(model="m", schedule=Schedule(affinity="prefix"), source="api"))
+    await yard.ready("r-1", node="n1")
+    await yard.ready("r-2", node="n2")
+    async with a_router(yard.url) as router, a_gateway(router) as client:
+
+        async def home(*said: str) -> tuple[str, str]:
+            messages = [{"role": "user", "content": text} for text in said]
+            answer = await client.post("/v1/chat/completions", json={"model": "m", "messages": messages})
+            await answer.read()
+            return answer.headers["x-modelyard-replica"], answer.headers["x-modelyard-choice"]
+
+        ann, bob = await home("ann " * 200), await home("bob " * 200)
+        assert {ann, bob} == {("r-1", "least_busy"), ("r-2", "least_busy")}
+        for _ in range(3):
+            assert await home("ann " * 200, "and then?") == (ann[0], "prefix")
+            assert await home("bob " * 200, "and then?") == (bob[0], "prefix")
 
 
 async def test_a_killed_process_costs_no_request_and_its_sibling_stays(yard: Yard) -> None:

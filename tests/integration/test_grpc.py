@@ -14,7 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from modelyard_events.fleet import FleetTokenCreated
+from modelyard_events.model import ModelScheduleSet
 from modelyard_events.node import NodeLost, NodeRecovered
+from modelyard_events.spec import Schedule
 from modelyard_services.errors import STATUS_OF
 from modelyard_services.policy.access import Access
 from modelyard_services.policy.tokens import digest_of
@@ -58,6 +60,7 @@ async def test_a_lease_is_routed_renewed_and_released_once(yard: Yard) -> None:
         assert (lease.node, lease.replica, lease.model) == ("n1", "r-1", "m")
         assert lease.address.startswith("127.0.0.1:")
         assert leases_on(router, "r-1") == 1
+        assert lease.choice.rule == "least_busy"
         renewed = await stub.Renew(pb.RenewRequest(lease=lease.lease))
         assert renewed.expires_at.ToNanoseconds() > lease.expires_at.ToNanoseconds()
         assert (await stub.Release(pb.ReleaseRequest(lease=lease.lease))).released
@@ -66,6 +69,21 @@ async def test_a_lease_is_routed_renewed_and_released_once(yard: Yard) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as gone:
             await stub.Renew(pb.RenewRequest(lease=lease.lease))
         assert gone.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_lease_says_why_it_is_on_that_replica(yard: Yard) -> None:
+    """T3."""
+    await yard.model(nodes=["n1", "n2"])
+    await yard.commit(ModelScheduleSet(model="m", schedule=Schedule(affinity="session"), source="api"))
+    for number, node in enumerate(("n1", "n2")):
+        await yard.ready(f"r-{number}", node=node)
+    async with a_channel(yard) as (_router, channel):
+        stub = SchedulerStub(channel)  # type: ignore[no-untyped-call]  # generated
+        leases = [await stub.Route(pb.RouteRequest(model="m", session="s")) for _ in range(3)]
+        assert [lease.choice.rule for lease in leases] == ["session"] * 3
+        assert leases[0].replica == leases[1].replica != leases[2].replica
+        assert leases[0].choice.why == "the session's own replica; 0 in flight, the least busy has 0"
+        assert leases[2].choice.why.startswith(f"next for the session, {leases[0].replica} can't take it now")
 
 
 async def test_errors_bear_a_status_and_their_details(yard: Yard) -> None:

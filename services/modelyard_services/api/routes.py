@@ -13,6 +13,8 @@ from modelyard_events.envelope import instant
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import ApiRequest, Service, service_of, trace_of
 from modelyard_services.errors import InvalidRequestError, NotFoundError, UnavailableError
+from modelyard_services.policy.affinity import hint_for
+from modelyard_services.policy.routing import Choice
 from modelyard_services.router.leases import LEASE_SECONDS, Lease
 from modelyard_services.router.loading import Caller
 from modelyard_services.router.router import Ask, Router
@@ -20,14 +22,19 @@ from modelyard_services.settings import WAIT_SECONDS
 
 
 class RouteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which model; `wait_seconds` is how long to wait for a cold one, at most 60."""
+    """Which model; `wait_seconds` is how long to wait for a cold one, at most 60.
+
+    `session` and `prompt_prefix` say what belongs together, where the model's schedule asks for it (T3).
+    """
 
     model: str
     wait_seconds: float | None = None
+    session: str | None = None
+    prompt_prefix: str | None = None
 
 
 class LeaseView(msgspec.Struct, frozen=True):
-    """Send the request to `address`, then release the lease."""
+    """Send the request to `address`, then release the lease; `choice` says why it is this replica."""
 
     lease: str
     node: str
@@ -37,6 +44,7 @@ class LeaseView(msgspec.Struct, frozen=True):
     address: str
     revision: str
     expires_at: datetime | None
+    choice: Choice
 
 
 class Released(msgspec.Struct, frozen=True):
@@ -57,7 +65,8 @@ class Routes(Controller):
             problem = f"wait_seconds is 0 to {WAIT_SECONDS:.0f}"
             raise InvalidRequestError(problem, field="wait_seconds", value=data.wait_seconds)
         caller = Caller(actor=request.auth.actor, trace=trace_of(request))
-        ask = Ask(wait_seconds=data.wait_seconds, lease_seconds=LEASE_SECONDS, caller=caller)
+        hint = hint_for(data.session, data.prompt_prefix)
+        ask = Ask(data.wait_seconds, lease_seconds=LEASE_SECONDS, caller=caller, hint=hint)
         return _view(await _router(service_of(request)).route(data.model, ask))
 
     @post("/{lease:str}", status_code=200, summary="Renew a lease")
@@ -93,6 +102,7 @@ def _view(lease: Lease) -> LeaseView:
         lease.address,
         lease.revision,
         expires,
+        lease.choice,
     )
 
 

@@ -17,7 +17,6 @@ import msgspec
 import structlog
 
 from modelyard_events.envelope import Actor
-from modelyard_events.ids import ReplicaId
 from modelyard_projections.fleet import ModelState
 from modelyard_services.effects.tracing import Kind, Span, request_span, span
 from modelyard_services.effects.upstream import Connection, Pool, UpstreamError
@@ -32,17 +31,20 @@ from modelyard_services.gateway import metrics
 from modelyard_services.gateway.envelope import envelope, refusal
 from modelyard_services.gateway.request import (
     HOP_BY_HOP,
+    Asked,
     ClientGoneError,
     Outgoing,
     RawHeaders,
     Receive,
     Scope,
     Send,
-    model_of,
+    asked_of,
+    hint_of,
     read_body,
     renamed,
 )
 from modelyard_services.gateway.watch import Watch
+from modelyard_services.policy.affinity import Hint
 from modelyard_services.router.leases import Lease
 from modelyard_services.router.loading import Caller
 from modelyard_services.router.router import Ask, Router
@@ -76,11 +78,11 @@ class Request(msgspec.Struct, frozen=True):
     send: Send
 
 
-class Arrival(msgspec.Struct, frozen=True):
-    """A request as it came: when, and in whose name and trace what it causes is done."""
+class Reply(msgspec.Struct, frozen=True):
+    """Where an answer goes, and when its request came."""
 
     at_ns: int
-    caller: Caller
+    send: Send
 
 
 class Gateway:
@@ -114,15 +116,16 @@ class Gateway:
         model, outcome = metrics.UNKNOWN_MODEL, metrics.BROKEN
         try:
             self._router.runtime.require_caught_up()
-            arrival = Arrival(at_ns, Caller(self._actor(scope), work.traceparent))
+            caller = Caller(self._actor(scope), work.traceparent)
             if scope["method"] == "POST" and scope["path"] in FORWARDED:
                 body = await read_body(receive)
-                asked, fleet = model_of(body), self._router.runtime.fleet
-                meant = fleet.model_named(asked)
+                asked, fleet = asked_of(body), self._router.runtime.fleet
+                meant = fleet.model_named(asked.model)
                 model = meant if meant in fleet.models else model
-                outgoing = Outgoing(scope, body if meant == asked else renamed(body, meant))
+                ask = Ask(self._wait_seconds, caller=caller, hint=self._hint(meant, asked, scope))
+                outgoing = Outgoing(scope, body if meant == asked.model else renamed(body, meant))
                 with Watch(receive) as watch:
-                    outcome = await self._forward(meant, outgoing, arrival, send)
+                    outcome = await self._forward(meant, outgoing, ask, Reply(at_ns, send))
                 outcome = metrics.DISCONNECTED if watch.gone else outcome
             else:
                 outcome = await self._answer_itself(scope, send)
@@ -142,28 +145,31 @@ class Gateway:
 
     # Requests for a replica.
 
-    async def _forward(self, model: str, outgoing: Outgoing, arrival: Arrival, send: Send) -> str:
-        answer = await self._ask(model, outgoing, arrival.caller)
+    def _hint(self, model: str, asked: Asked, scope: Scope) -> Hint | None:
+        """What the request says of itself, where the schedule of `model` asks for it."""
+        return None if self._router.affinity(model) == "none" else hint_of(asked, scope["headers"])
+
+    async def _forward(self, model: str, outgoing: Outgoing, ask: Ask, reply: Reply) -> str:
+        answer = await self._ask(model, outgoing, ask)
         try:
-            overhead_ns = self._clock.monotonic_ns() - arrival.at_ns - answer.replica_ns
+            overhead_ns = self._clock.monotonic_ns() - reply.at_ns - answer.replica_ns
             metrics.added(overhead_ns / 1e9)
-            return await self._stream(answer, overhead_ns, send)
+            return await self._stream(answer, overhead_ns, reply.send)
         finally:
             self._pool.done(answer.connection)
             self._router.release(answer.lease.lease)
 
-    async def _ask(self, model: str, outgoing: Outgoing, caller: Caller) -> Answer:
-        avoid: frozenset[ReplicaId] = frozenset()
+    async def _ask(self, model: str, outgoing: Outgoing, ask: Ask) -> Answer:
         problem = ""
         for _attempt in range(ATTEMPTS_MAX):
-            lease = await self._lease(model, Ask(self._wait_seconds, avoid=avoid, caller=caller), problem)
+            lease = await self._lease(model, ask, problem)
             begun_ns = self._clock.monotonic_ns()
             try:
-                connection = await self._send(lease, outgoing, caller)
+                connection = await self._send(lease, outgoing, ask.caller)
             except UpstreamError as error:
                 self._router.release(lease.lease)
                 problem = self._judge(lease, error)
-                avoid |= {lease.replica}
+                ask = msgspec.structs.replace(ask, avoid=ask.avoid | {lease.replica})
             except BaseException:
                 self._router.release(lease.lease)
                 raise
@@ -181,11 +187,11 @@ class Gateway:
                 ) from error
             raise
 
-    async def _send(self, lease: Lease, outgoing: Outgoing, caller: Caller) -> Connection:
+    async def _send(self, lease: Lease, outgoing: Outgoing, caller: Caller | None) -> Connection:
         """The replica's answer, its head read."""
         with span("upstream", kind=Kind.CLIENT) as work:
             work.note(replica=lease.replica, node=lease.node, address=lease.address)
-            trace = work.traceparent or caller.trace or ""
+            trace = work.traceparent or (caller.trace if caller else None) or ""
             connection = await self._pool.send(lease.address, outgoing.to(lease.address, traceparent=trace))
             work.note(status=connection.status)
             return connection
@@ -241,6 +247,7 @@ def _our_headers(lease: Lease, overhead_ns: int) -> RawHeaders:
         (b"x-modelyard-node", node.encode()),
         (b"x-modelyard-replica", lease.replica.encode()),
         (b"x-modelyard-lease", lease.lease.encode()),
+        (b"x-modelyard-choice", lease.choice.rule.encode()),
         (b"x-modelyard-overhead-ms", b"%.3f" % (overhead_ns / 1e6)),
     ]
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from modelyard_services.errors import InvalidRequestError, PayloadTooLargeError
+from modelyard_services.policy.affinity import PROMPT_BYTES_MAX, Hint
 
 BODY_BYTES_MAX: Final = 32 * 1024 * 1024
 """A chat with several images in base64; 32 such requests at once are 1 GiB, what a gateway may be given."""
@@ -33,6 +34,9 @@ HOP_BY_HOP: Final = frozenset(
         b"upgrade",
     }
 )
+SESSION_HEADER: Final = b"x-modelyard-session"
+"""The session a request belongs to (rule T3); it wins over what the body says."""
+
 _NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"host",
     b"content-length",
@@ -40,6 +44,7 @@ _NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"authorization",  # the client's token is for us; a backend must never see it
     b"cookie",
     b"x-actor",
+    SESSION_HEADER,
     b"traceparent",
 }
 
@@ -48,11 +53,20 @@ class ClientGoneError(Exception):
     """The client hung up before its request was whole."""
 
 
-class _Asked(msgspec.Struct, frozen=True):
+_ABSENT: Final = msgspec.Raw()
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a body asks for; all but the model as it stands there, for it is the replica's to judge."""
+
     model: Annotated[str, msgspec.Meta(min_length=1)]
+    prompt_cache_key: msgspec.Raw = _ABSENT
+    user: msgspec.Raw = _ABSENT
+    messages: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
 
 
-_ASKED: Final = msgspec.json.Decoder(_Asked)
+_ASKED: Final = msgspec.json.Decoder(Asked)
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -78,14 +92,14 @@ async def read_body(receive: Receive) -> bytes:
     raise ClientGoneError
 
 
-def model_of(body: bytes) -> str:
-    """The model that `body` asks for.
+def asked_of(body: bytes) -> Asked:
+    """What `body` asks for.
 
     Raises:
         InvalidRequestError: it isn't JSON, or names none.
     """
     try:
-        return _ASKED.decode(body).model
+        return _ASKED.decode(body)
     except msgspec.ValidationError as error:
         raise InvalidRequestError(f"the body needs a 'model': {error}", field="model") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -97,6 +111,22 @@ def renamed(body: bytes, model: str) -> bytes:
     fields = _FIELDS.decode(body)
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     return msgspec.json.encode(fields)
+
+
+def hint_of(asked: Asked, headers: RawHeaders) -> Hint:
+    """Where the request belongs: the session that it names, and the beginning of its prompt (rule T3)."""
+    session = next((value for name, value in headers if name == SESSION_HEADER and value), None)
+    prompt = bytes(memoryview(asked.messages or asked.prompt)[:PROMPT_BYTES_MAX])
+    return Hint(session or _text(asked.prompt_cache_key) or _text(asked.user), prompt or None)
+
+
+def _text(raw: msgspec.Raw) -> bytes | None:
+    """The text that `raw` holds; None if it holds none."""
+    try:
+        value = msgspec.json.decode(raw) if raw else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None  # text that can't be read names no session; what else it means is the replica's to judge
+    return value.encode() if isinstance(value, str) and value else None
 
 
 class Outgoing:

@@ -6,6 +6,7 @@ routers or shut out between; a property test holds it. Nothing remembers a repli
 
 from bisect import bisect_left, insort
 from collections.abc import Container, Iterable, Iterator
+from typing import Final, Literal
 
 import msgspec
 
@@ -15,6 +16,16 @@ from modelyard_projections.fleet import Alive, Draining, Fleet, NodeState, Ready
 
 Rank = tuple[int, int, int, str, int, ReplicaId]
 """In flight, last use, free VRAM (negated), node, index; the id only makes ranks of one slot's lives distinct."""
+
+
+class Choice(msgspec.Struct, frozen=True, gc=False):
+    """Why a request goes where it goes: the rule that chose, and what it saw."""
+
+    rule: Literal["least_busy", "session", "prefix"]
+    why: str
+
+
+LEAST_BUSY: Final = Choice("least_busy", "the least busy replica, of equally busy ones the longest unused")
 
 
 class Candidate(msgspec.Struct, eq=False):

@@ -12,6 +12,7 @@ from modelyard_events.ids import LeaseId, ModelName, NodeName, ReplicaId
 from modelyard_events.replica import Process
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet, Touched
+from modelyard_services.policy.affinity import Affinities, Affinity, Hint, Pick
 from modelyard_services.policy.routing import Candidate, Ranking, candidate_of
 from modelyard_services.router.leases import Lease, LeaseBook
 
@@ -19,7 +20,7 @@ _NOTHING: Final[AbstractSet[ReplicaId]] = frozenset()
 
 
 class Board:
-    """One ranking per model."""
+    """One ranking per model, and what is remembered for requests that belong together."""
 
     def __init__(self, fleet: Fleet, demand: Demand, book: LeaseBook) -> None:
         self._fleet = fleet
@@ -30,13 +31,29 @@ class Board:
         self._others: Mapping[ReplicaId, int] = {}
         self._own_use_ns: dict[ReplicaId, int] = {}
         self._shut: dict[ReplicaId, Process] = {}
+        self._affinities = Affinities()
         for replica in fleet.replicas:
             self._refresh(replica)
 
     def best(self, model: ModelName, avoid: AbstractSet[ReplicaId] = _NOTHING) -> Candidate | None:
-        """The replica for the model's next request (rule T1)."""
+        """The least busy replica (rule T1)."""
         ranking = self._rankings.get(model)
         return None if ranking is None else ranking.best(avoid)
+
+    def pick(self, model: ModelName, avoid: AbstractSet[ReplicaId], hint: Hint | None) -> Pick | None:
+        """The replica for a request that says `hint` of itself (rules T1, T3), None when none is open."""
+        ranking = self._rankings.get(model)
+        if ranking is None:
+            return None
+        if hint is not None:
+            return self._affinities.pick(model, self.affinity(model), ranking, hint=hint, avoid=avoid)
+        least = ranking.best(avoid)
+        return None if least is None else Pick(least)
+
+    def affinity(self, model: ModelName) -> Affinity:
+        """What the model's schedule asks for."""
+        state = self._fleet.models.get(model)
+        return "none" if state is None or state.schedule is None else state.schedule.schedule.affinity
 
     def candidates(self, model: ModelName) -> list[Candidate]:
         """The model's routable replicas, shut and full ones too."""
@@ -47,9 +64,11 @@ class Board:
         model = self._model_of.get(replica)
         return None if model is None else self._rankings[model].get(replica)
 
-    def grant(self, candidate: Candidate, *, now_ns: int, seconds: float | None) -> Lease:
-        """A lease on `candidate`."""
-        lease = self._book.grant(candidate, now_ns=now_ns, seconds=seconds)
+    def grant(self, pick: Pick, *, now_ns: int, seconds: float | None) -> Lease:
+        """A lease on the picked replica."""
+        candidate = pick.candidate
+        lease = self._book.grant(candidate, now_ns=now_ns, seconds=seconds, choice=pick.choice)
+        self._affinities.learn(pick)
         candidate.own += 1
         candidate.last_used_ns = self._own_use_ns[candidate.replica] = now_ns
         self._rankings[candidate.model].moved(candidate)
@@ -120,6 +139,7 @@ class Board:
         if fresh is None:
             if known is not None:
                 self._rankings[self._model_of.pop(replica)].drop(replica)
+                self._affinities.went(known, replica)
             if replica not in self._fleet.replicas:
                 self._own_use_ns.pop(replica, None)
                 self._shut.pop(replica, None)
@@ -127,6 +147,8 @@ class Board:
         # A new process is a new chance: only the very one that failed its probe stays shut.
         fresh.shut = self._shut.get(replica) == fresh.process
         self._load(fresh)
+        if known is None:
+            self._affinities.came(fresh.model, replica)
         self._model_of[replica] = fresh.model
         self._rankings.setdefault(fresh.model, Ranking()).put(fresh)
         return fresh.model

@@ -10,14 +10,17 @@ from typing import Final
 import msgspec
 
 from modelyard_events.ids import LeaseId, ModelName, NodeName, ReplicaId, Revision
-from modelyard_services.policy.routing import Candidate
+from modelyard_services.policy.routing import LEAST_BUSY, Candidate, Choice
 
 LEASE_SECONDS: Final = 60.0
 """How long a lease in foreign hands lives unless renewed (rule T2)."""
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
-    """The right to send one request to a replica. `expires_at_ns` is None while a connection holds it."""
+    """The right to send one request to a replica, and why it is this one.
+
+    `expires_at_ns` is None while a connection holds it.
+    """
 
     lease: LeaseId
     node: NodeName
@@ -27,6 +30,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     address: str
     revision: Revision
     expires_at_ns: int | None = None
+    choice: Choice = LEAST_BUSY
 
 
 class LeaseBook:
@@ -42,7 +46,7 @@ class LeaseBook:
     def __len__(self) -> int:
         return len(self._leases)
 
-    def grant(self, candidate: Candidate, *, now_ns: int, seconds: float | None) -> Lease:
+    def grant(self, candidate: Candidate, *, now_ns: int, seconds: float | None, choice: Choice = LEAST_BUSY) -> Lease:
         """A new lease on `candidate`, for `seconds` or for as long as its connection."""
         self._granted += 1
         identity = LeaseId(f"{self.incarnation}.{self._granted:x}")
@@ -56,6 +60,7 @@ class LeaseBook:
             candidate.address,
             candidate.revision,
             expires_at_ns,
+            choice,
         )
         held = self._held.get(candidate.replica)
         if held is None:

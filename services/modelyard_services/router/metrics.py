@@ -4,10 +4,14 @@ Invariant: a series exists only while its model has requests waiting, so models 
 """
 
 from collections.abc import Mapping
+from typing import Final, Literal
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 _QUEUED = Gauge("modelyard_router_queued", "Requests that wait for a replica, by model.", ["model"])
+
+_CHOSEN = Counter("modelyard_router_affinity", "Requests that belong somewhere, by the rule that chose.", ["rule"])
+_BY_RULE: Final = {rule: _CHOSEN.labels(rule) for rule in ("session", "prefix", "least_busy")}
 
 _told: set[str] = set()
 
@@ -20,3 +24,8 @@ def queued(lengths: Mapping[str, int]) -> None:
         _QUEUED.labels(model).set(length)
     _told.clear()
     _told.update(lengths)
+
+
+def chosen(rule: Literal["session", "prefix", "least_busy"]) -> None:
+    """A request of a session, or with a prompt, goes where that rule says."""
+    _BY_RULE[rule].inc()

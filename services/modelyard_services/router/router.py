@@ -27,6 +27,7 @@ from modelyard_projections.homes import Homes
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing import span
 from modelyard_services.errors import ModelyardError, OverloadedError, ReplicaFailedError, UnavailableError
+from modelyard_services.policy.affinity import Affinity, Hint, Pick
 from modelyard_services.policy.routing import Candidate
 from modelyard_services.router import metrics
 from modelyard_services.router.board import Board
@@ -56,7 +57,7 @@ _NOTHING: Final[AbstractSet[ReplicaId]] = frozenset()
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """One request's demands: how long it waits, how its lease is held, and what it has tried in vain.
+    """One request's demands: how long it waits, how its lease is held, what it has tried in vain, and where it belongs.
 
     `wait_seconds` None: as long as the router's settings say. `lease_seconds` None: the lease lives as long as the
     connection that holds it, and must be released.
@@ -66,6 +67,7 @@ class Ask(msgspec.Struct, frozen=True):
     lease_seconds: float | None = None
     avoid: AbstractSet[ReplicaId] = _NOTHING
     caller: Caller | None = None
+    hint: Hint | None = None
 
 
 _PLAIN: Final = Ask()
@@ -162,9 +164,9 @@ class Router:
             raise UnavailableError("this router's reports don't reach the others; ask again", retry_after_seconds=1)
         name = self.runtime.fleet.model_named(model)
         if name not in self._queues:
-            candidate = self._board.best(name, ask.avoid)
-            if candidate is not None:
-                lease = await self._confirmed(candidate, self._grant(candidate, ask))
+            pick = self._board.pick(name, ask.avoid, ask.hint)
+            if pick is not None:
+                lease = await self._confirmed(pick.candidate, self._grant(pick, ask))
                 if lease is not None:
                     return lease
         with span("wait for a replica"), self._queues.place(name) as place:
@@ -177,6 +179,10 @@ class Router:
             return False
         self._queues.wake_one(ended.model)
         return True
+
+    def affinity(self, model: str) -> Affinity:
+        """What requests for `model` may say of themselves: sessions, prompts, or nothing (rule T3)."""
+        return self._board.affinity(ModelName(model))
 
     def renew(self, lease: str) -> Lease | None:
         """The lease with a new end, None if it isn't held any more."""
@@ -192,8 +198,10 @@ class Router:
 
     # One request.
 
-    def _grant(self, candidate: Candidate, ask: Ask) -> Lease:
-        return self._board.grant(candidate, now_ns=self.runtime.clock.now_ns(), seconds=ask.lease_seconds)
+    def _grant(self, pick: Pick, ask: Ask) -> Lease:
+        if ask.hint is not None:
+            metrics.chosen(pick.choice.rule)
+        return self._board.grant(pick, now_ns=self.runtime.clock.now_ns(), seconds=ask.lease_seconds)
 
     async def _confirmed(self, candidate: Candidate, lease: Lease) -> Lease | None:
         """The lease if its replica's process is there; else it is released, and the replica shut or gone."""
@@ -225,11 +233,11 @@ class Router:
     async def _try(self, wait: _Wait) -> Lease | None:
         """A lease on whatever is free; None when nothing is."""
         model, avoid, queues = wait.model, wait.ask.avoid, self._queues
-        while (candidate := self._board.best(model, avoid)) is not None:
-            granted = self._grant(candidate, wait.ask)
+        while (pick := self._board.pick(model, avoid, wait.ask.hint)) is not None:
+            granted = self._grant(pick, wait.ask)
             queues.step_out(wait.place)
             self._pass_on(model)
-            lease = await self._confirmed(candidate, granted)
+            lease = await self._confirmed(pick.candidate, granted)
             if lease is not None:
                 return lease
             queues.step_in(wait.place)

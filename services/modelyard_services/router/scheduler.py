@@ -22,6 +22,7 @@ from modelyard_services.errors import (
     UnavailableError,
 )
 from modelyard_services.policy.access import Access
+from modelyard_services.policy.affinity import hint_for
 from modelyard_services.router import leases
 from modelyard_services.router.changes import changes_of, timestamp
 from modelyard_services.router.failures import failure
@@ -61,7 +62,8 @@ class Scheduler(SchedulerServicer):
                 )
             with request_span("modelyard.v1.Scheduler/Route", caller.trace) as work:
                 traced = Caller(caller.actor, work.traceparent)
-                ask = Ask(wait_seconds, lease_seconds=leases.LEASE_SECONDS, caller=traced)
+                hint = hint_for(request.session, request.prompt_prefix)
+                ask = Ask(wait_seconds, lease_seconds=leases.LEASE_SECONDS, caller=traced, hint=hint)
                 return _lease(await self._router.route(request.model, ask))
         raise AssertionError("an error ends the call")
 
@@ -140,4 +142,5 @@ def _lease(lease: leases.Lease) -> pb.Lease:
         address=lease.address,
         revision=lease.revision,
         expires_at=expires_at,
+        choice=pb.Choice(rule=lease.choice.rule, why=lease.choice.why),
     )

@@ -13,6 +13,7 @@ from modelyard_events.ids import LeaseId, ModelName, ReplicaId
 from modelyard_events.telemetry import RouterReport
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet, Touched
+from modelyard_services.policy.affinity import Pick
 from modelyard_services.policy.probing import Answer, usable_seconds
 from modelyard_services.policy.routing import Candidate
 from modelyard_services.router.board import Board
@@ -81,7 +82,7 @@ class SimulatedRouter:
         return candidate is not None or not count
 
     def grant(self, candidate: Candidate, *, now_ns: int) -> Lease:
-        lease = self._board.grant(candidate, now_ns=now_ns, seconds=None)
+        lease = self._board.grant(Pick(candidate), now_ns=now_ns, seconds=None)
         self.leases[lease.lease] = lease
         return lease
 

@@ -12,7 +12,8 @@ from modelyard_services.gateway.request import (
     Outgoing,
     Receive,
     Scope,
-    model_of,
+    asked_of,
+    hint_of,
     read_body,
     renamed,
 )
@@ -88,17 +89,48 @@ async def test_a_client_that_breaks_off_is_noticed() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"model": 7}', b'{"model": ""}', b'{"model": "\xff"}'])
 def test_a_body_without_a_model_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequestError):
-        model_of(body)
+        asked_of(body)
 
 
 def test_the_model_is_found_wherever_it_stands() -> None:
-    assert model_of(b'{"messages": [{"model": "no"}], "model": "a/b:c d"}') == "a/b:c d"
+    assert asked_of(b'{"messages": [{"model": "no"}], "model": "a/b:c d"}').model == "a/b:c d"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "session"),
+    [
+        ([(b"x-modelyard-session", b"h")], b'{"model": "m", "prompt_cache_key": "k", "user": "u"}', b"h"),
+        ([], b'{"model": "m", "prompt_cache_key": "k", "user": "u"}', b"k"),
+        ([], b'{"model": "m", "user": "\\u0075"}', b"u"),
+        ([(b"x-modelyard-session", b"")], b'{"model": "m", "user": ""}', None),
+        ([], b'{"model": "m", "user": 5}', None),
+        ([], b'{"model": "m", "user": "\xff"}', None),
+        ([], b'{"model": "m", "user": null}', None),
+    ],
+)
+def test_a_session_is_named_by_header_cache_key_or_user(
+    headers: list[tuple[bytes, bytes]], body: bytes, session: bytes | None
+) -> None:
+    """T3; what names no session is the replica's to judge."""
+    assert hint_of(asked_of(body), headers).session == session
+
+
+def test_a_prompt_begins_as_its_messages_or_its_text_do() -> None:
+    """T3: conversations that go on begin alike, and only the beginning is kept."""
+    first = hint_of(asked_of(b'{"model": "m", "messages": [{"role": "user", "content": "a"}]}'), []).prompt
+    later = hint_of(asked_of(b'{"messages": [{"role": "user", "content": "a"}, {}], "model": "m"}'), []).prompt
+    assert first is not None
+    assert later is not None
+    assert later.startswith(first[:-1])
+    assert hint_of(asked_of(b'{"model": "m", "prompt": "a"}'), []).prompt == b'"a"'
+    long = b'{"model": "m", "prompt": "%b"}' % (b"a" * 100_000)
+    assert len(hint_of(asked_of(long), []).prompt or b"") == 16_384
 
 
 def test_a_renamed_body_keeps_every_other_byte_of_its_values() -> None:
     """Numbers that no float holds, doubled spaces and escapes are the backend's to judge."""
     body = b'{"input": [1e400, 12345678901234567890123, "\\u00e9  x"], "model" : "gpt-4", "n":1.10}'
     new = renamed(body, "org/m")
-    assert model_of(new) == "org/m"
+    assert asked_of(new).model == "org/m"
     for part in (b'[1e400, 12345678901234567890123, "\\u00e9  x"]', b"1.10"):
         assert part in new

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n<modelyard_services/router/proto/modelyard/v1/scheduler.proto\x12\x0cmodelyard.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"I\n\x0cRouteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x0cwait_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_wait_seconds\"\xae\x01\n\x05Lease\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07replica\x18\x04 \x01(\t\x12\x15\n\rreplica_index\x18\x05 \x01(\x05\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x10\n\x08revision\x18\x07 \x01(\t\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1f\n\x0eReleaseRequest\x12\r\n\x05lease\x18\x01 \x01(\t\"#\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"\x1d\n\x0cRenewRequest\x12\r\n\x05lease\x18\x01 \x01(\t\";\n\x0cWatchRequest\x12\x12\n\x05\x61\x66ter\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05model\x18\x02 \x01(\tB\x08\n\x06_after\"\xb9\x01\n\x06\x43hange\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\x07replica\x18\x04 \x01(\x0b\x32\x1b.modelyard.v1.ReplicaChangeH\x00\x12,\n\x07\x63hanged\x18\x05 \x01(\x0b\x32\x19.modelyard.v1.ModelChangeH\x00\x42\x06\n\x04what\"\xac\x02\n\rReplicaChange\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32!.modelyard.v1.ReplicaChange.State\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x15\n\rreplica_index\x18\x04 \x01(\x05\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"\x80\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_PLACED\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x12\n\x0eSTATE_UNLOADED\x10\x04\x12\x15\n\x11STATE_UNREACHABLE\x10\x05\"-\n\x0bModelChange\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"~\n\x0b\x45rrorDetail\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x1b\n\x13retry_after_seconds\x18\x05 \x01(\x01\x12\x12\n\nextra_json\x18\x06 \x01(\t2\x84\x02\n\tScheduler\x12\x38\n\x05Route\x12\x1a.modelyard.v1.RouteRequest\x1a\x13.modelyard.v1.Lease\x12\x46\n\x07Release\x12\x1c.modelyard.v1.ReleaseRequest\x1a\x1d.modelyard.v1.ReleaseResponse\x12\x38\n\x05Renew\x12\x1a.modelyard.v1.RenewRequest\x1a\x13.modelyard.v1.Lease\x12;\n\x05Watch\x12\x1a.modelyard.v1.WatchRequest\x1a\x14.modelyard.v1.Change0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n<modelyard_services/router/proto/modelyard/v1/scheduler.proto\x12\x0cmodelyard.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"q\n\x0cRouteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x0cwait_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x15\n\rprompt_prefix\x18\x04 \x01(\tB\x0f\n\r_wait_seconds\"\xd4\x01\n\x05Lease\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07replica\x18\x04 \x01(\t\x12\x15\n\rreplica_index\x18\x05 \x01(\x05\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x10\n\x08revision\x18\x07 \x01(\t\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x06\x63hoice\x18\t \x01(\x0b\x32\x14.modelyard.v1.Choice\"#\n\x06\x43hoice\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\"\x1f\n\x0eReleaseRequest\x12\r\n\x05lease\x18\x01 \x01(\t\"#\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"\x1d\n\x0cRenewRequest\x12\r\n\x05lease\x18\x01 \x01(\t\";\n\x0cWatchRequest\x12\x12\n\x05\x61\x66ter\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05model\x18\x02 \x01(\tB\x08\n\x06_after\"\xb9\x01\n\x06\x43hange\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\x07replica\x18\x04 \x01(\x0b\x32\x1b.modelyard.v1.ReplicaChangeH\x00\x12,\n\x07\x63hanged\x18\x05 \x01(\x0b\x32\x19.modelyard.v1.ModelChangeH\x00\x42\x06\n\x04what\"\xac\x02\n\rReplicaChange\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32!.modelyard.v1.ReplicaChange.State\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x15\n\rreplica_index\x18\x04 \x01(\x05\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"\x80\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_PLACED\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x12\n\x0eSTATE_UNLOADED\x10\x04\x12\x15\n\x11STATE_UNREACHABLE\x10\x05\"-\n\x0bModelChange\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"~\n\x0b\x45rrorDetail\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x1b\n\x13retry_after_seconds\x18\x05 \x01(\x01\x12\x12\n\nextra_json\x18\x06 \x01(\t2\x84\x02\n\tScheduler\x12\x38\n\x05Route\x12\x1a.modelyard.v1.RouteRequest\x1a\x13.modelyard.v1.Lease\x12\x46\n\x07Release\x12\x1c.modelyard.v1.ReleaseRequest\x1a\x1d.modelyard.v1.ReleaseResponse\x12\x38\n\x05Renew\x12\x1a.modelyard.v1.RenewRequest\x1a\x13.modelyard.v1.Lease\x12;\n\x05Watch\x12\x1a.modelyard.v1.WatchRequest\x1a\x14.modelyard.v1.Change0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,27 +33,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelyard_services.router.p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ROUTEREQUEST']._serialized_start=111
-  _globals['_ROUTEREQUEST']._serialized_end=184
-  _globals['_LEASE']._serialized_start=187
-  _globals['_LEASE']._serialized_end=361
-  _globals['_RELEASEREQUEST']._serialized_start=363
-  _globals['_RELEASEREQUEST']._serialized_end=394
-  _globals['_RELEASERESPONSE']._serialized_start=396
-  _globals['_RELEASERESPONSE']._serialized_end=431
-  _globals['_RENEWREQUEST']._serialized_start=433
-  _globals['_RENEWREQUEST']._serialized_end=462
-  _globals['_WATCHREQUEST']._serialized_start=464
-  _globals['_WATCHREQUEST']._serialized_end=523
-  _globals['_CHANGE']._serialized_start=526
-  _globals['_CHANGE']._serialized_end=711
-  _globals['_REPLICACHANGE']._serialized_start=714
-  _globals['_REPLICACHANGE']._serialized_end=1014
-  _globals['_REPLICACHANGE_STATE']._serialized_start=886
-  _globals['_REPLICACHANGE_STATE']._serialized_end=1014
-  _globals['_MODELCHANGE']._serialized_start=1016
-  _globals['_MODELCHANGE']._serialized_end=1061
-  _globals['_ERRORDETAIL']._serialized_start=1063
-  _globals['_ERRORDETAIL']._serialized_end=1189
-  _globals['_SCHEDULER']._serialized_start=1192
-  _globals['_SCHEDULER']._serialized_end=1452
+  _globals['_ROUTEREQUEST']._serialized_end=224
+  _globals['_LEASE']._serialized_start=227
+  _globals['_LEASE']._serialized_end=439
+  _globals['_CHOICE']._serialized_start=441
+  _globals['_CHOICE']._serialized_end=476
+  _globals['_RELEASEREQUEST']._serialized_start=478
+  _globals['_RELEASEREQUEST']._serialized_end=509
+  _globals['_RELEASERESPONSE']._serialized_start=511
+  _globals['_RELEASERESPONSE']._serialized_end=546
+  _globals['_RENEWREQUEST']._serialized_start=548
+  _globals['_RENEWREQUEST']._serialized_end=577
+  _globals['_WATCHREQUEST']._serialized_start=579
+  _globals['_WATCHREQUEST']._serialized_end=638
+  _globals['_CHANGE']._serialized_start=641
+  _globals['_CHANGE']._serialized_end=826
+  _globals['_REPLICACHANGE']._serialized_start=829
+  _globals['_REPLICACHANGE']._serialized_end=1129
+  _globals['_REPLICACHANGE_STATE']._serialized_start=1001
+  _globals['_REPLICACHANGE_STATE']._serialized_end=1129
+  _globals['_MODELCHANGE']._serialized_start=1131
+  _globals['_MODELCHANGE']._serialized_end=1176
+  _globals['_ERRORDETAIL']._serialized_start=1178
+  _globals['_ERRORDETAIL']._serialized_end=1304
+  _globals['_SCHEDULER']._serialized_start=1307
+  _globals['_SCHEDULER']._serialized_end=1567
 # @@protoc_insertion_point(module_scope)

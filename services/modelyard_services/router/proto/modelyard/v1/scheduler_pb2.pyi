@@ -10,15 +10,19 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouteRequest(_message.Message):
-    __slots__ = ("model", "wait_seconds")
+    __slots__ = ("model", "wait_seconds", "session", "prompt_prefix")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_PREFIX_FIELD_NUMBER: _ClassVar[int]
     model: str
     wait_seconds: float
-    def __init__(self, model: _Optional[str] = ..., wait_seconds: _Optional[float] = ...) -> None: ...
+    session: str
+    prompt_prefix: str
+    def __init__(self, model: _Optional[str] = ..., wait_seconds: _Optional[float] = ..., session: _Optional[str] = ..., prompt_prefix: _Optional[str] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("lease", "node", "model", "replica", "replica_index", "address", "revision", "expires_at")
+    __slots__ = ("lease", "node", "model", "replica", "replica_index", "address", "revision", "expires_at", "choice")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +31,7 @@ class Lease(_message.Message):
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
     lease: str
     node: str
     model: str
@@ -35,7 +40,16 @@ class Lease(_message.Message):
     address: str
     revision: str
     expires_at: _timestamp_pb2.Timestamp
-    def __init__(self, lease: _Optional[str] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., replica: _Optional[str] = ..., replica_index: _Optional[int] = ..., address: _Optional[str] = ..., revision: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    choice: Choice
+    def __init__(self, lease: _Optional[str] = ..., node: _Optional[str] = ..., model: _Optional[str] = ..., replica: _Optional[str] = ..., replica_index: _Optional[int] = ..., address: _Optional[str] = ..., revision: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ...) -> None: ...
+
+class Choice(_message.Message):
+    __slots__ = ("rule", "why")
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    rule: str
+    why: str
+    def __init__(self, rule: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
     __slots__ = ("lease",)
