@@ -15,9 +15,9 @@ from modelyard_events.telemetry import Heartbeat, ReplicaReading, RouterReport
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Alive, Draining, Fleet, Loading, Placed, Ready, ReplicaState
 from modelyard_services.policy.actions import Action, Moment, View, Watch
-from modelyard_services.policy.deadlines import observe
 from modelyard_services.policy.ending import end
 from modelyard_services.policy.liveness import judge
+from modelyard_services.policy.look import look
 from modelyard_services.policy.readings import Readings, read
 from modelyard_services.policy.reconcile import reconcile
 from tests.support.given import SECOND_NS, START_NS, some_process
@@ -64,8 +64,9 @@ class World:
         moment = Moment(
             self.now_ns, self.now_ns, None if connected is None else START_NS + round(connected * SECOND_NS)
         )
-        self.watch = observe(self.watch, fleet=self.fleet, demand=self.demand, now_ns=self.now_ns)
-        return View(self.fleet, self.demand, self.readings(), moment, self.watch)
+        view = look(self.watch, self.fleet, self.demand, moment)
+        self.watch = view.watch
+        return view
 
     def readings(self) -> Readings:
         connected = self.connected_seconds

@@ -21,7 +21,7 @@ from modelyard_services.errors import (
     NotFoundError,
     UnsatisfiableError,
 )
-from modelyard_services.policy import models, placement, schedules
+from modelyard_services.policy import breaker, models, placement, schedules
 from modelyard_services.policy.configuration import read_model, read_schedule
 from modelyard_services.policy.desired import is_ready
 from modelyard_services.policy.ending import begin_drain
@@ -116,6 +116,15 @@ class ModelCommands(Controller):
             request, lambda fleet: schedules.clear_schedule(fleet, model=name, source="api"), matches=_at(name)
         )
         return answer(done, *warnings)
+
+    @post("/clear-breaker", status_code=200, summary="Clear a model's breaker")
+    async def clear_breaker(self, request: ApiRequest, model: Name) -> CommandView:
+        """Try again now to place what was found unsatisfiable (C5); changes nothing where no breaker is open."""
+        name = ModelName(model)
+        done = await service_of(request).commit(
+            request, lambda fleet: breaker.clear_breaker(fleet, model=name), matches=_at(name)
+        )
+        return answer(done)
 
     @post("/replicas", status_code=202, summary="Load a model")
     async def load(

@@ -81,6 +81,13 @@ def remove_model(model: str, *, session: Here) -> None:
     session.done(session.call("DELETE", f"/models/{segment(model)}"), f"model {model} removed")
 
 
+@model_app.command(name="clear-breaker")
+def clear_breaker(model: str, *, session: Here) -> None:
+    """Try again now to place a model that was found unsatisfiable."""
+    answer = session.call("POST", f"/models/{segment(model)}/clear-breaker")
+    session.done(answer, f"breaker of {model} cleared")
+
+
 @schedule_app.command(name="ls")
 def list_schedules(*, session: Here) -> None:
     """List schedules."""
@@ -92,7 +99,7 @@ def list_schedules(*, session: Here) -> None:
             schedule["node_selector"] or "any node",
             schedule["source"],
             "" if schedule["model_defined"] else "model isn't defined",
-            f"until {schedule['unsatisfiable']['until']}" if schedule["unsatisfiable"] else "",
+            _unsatisfiable(schedule),
         )
         for schedule in answer["items"]
     ]
@@ -168,7 +175,16 @@ def _wanted(schedule: dict[str, Any] | None) -> str:
     return f"{schedule['min_replicas']}..{schedule['max_replicas'] or ''}"
 
 
+def _unsatisfiable(schedule: dict[str, Any] | None) -> str:
+    found = schedule["unsatisfiable"] if schedule else None
+    if found is None:
+        return ""
+    return f"{found['reason']} ({found['failed_passes']} failed passes; not tried again until {found['until']})"
+
+
 def _trouble(model: dict[str, Any]) -> str:
+    if unsatisfiable := _unsatisfiable(model["schedule"]):
+        return f"unsatisfiable: {unsatisfiable}"
     if model["last_failure"]:
         return str(model["last_failure"]).splitlines()[0]
     refusal = model["last_refusal"]

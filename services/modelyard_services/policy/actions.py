@@ -12,10 +12,12 @@ import msgspec
 from modelyard_events.decision import Decision, DecisionKind, Figure
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import CommandId, ModelName, ReplicaId
+from modelyard_events.spec import ModelSpec
 from modelyard_projections.demand import Demand
-from modelyard_projections.fleet import Fleet, Touched
+from modelyard_projections.fleet import Fleet, ModelState, ScheduleState, Touched
 from modelyard_services.policy.account import POLICY, clipped
 from modelyard_services.policy.readings import Readings, knows_routers
+from modelyard_services.policy.relief import Marks
 from modelyard_services.policy.survey import Surveyor, survey
 
 NANOSECONDS = 1_000_000_000
@@ -51,11 +53,35 @@ class Miss(msgspec.Struct, frozen=True):
     heard_ns: int
 
 
+class Shortfall(msgspec.Struct, frozen=True):
+    """Passes in a row in which a model lacked a replica that fitted nowhere.
+
+    `counted_ns` is the last one's time, on the log's clock; `asked` the spec and schedule that it was about.
+    """
+
+    count: int
+    counted_ns: int
+    asked: tuple[ModelSpec | None, ScheduleState | None]
+
+
+class Eased(msgspec.Struct, frozen=True):
+    """What may have made room for a model whose breaker is open until `until_ns`."""
+
+    cause: str
+    until_ns: int
+
+
 class Watch(msgspec.Struct, frozen=True):
-    """What only a repeated look shows. Kept by one reconciler; lost with it, which only delays."""
+    """What only a repeated look shows. Kept by one reconciler; lost with it, which only delays.
+
+    `marks` are the nodes as the last look saw them, kept only while a model lacks room.
+    """
 
     progress: dict[ReplicaId, Progress] = {}
     misses: dict[ReplicaId, Miss] = {}
+    shortfalls: dict[ModelName, Shortfall] = {}
+    eased: dict[ModelName, Eased] = {}
+    marks: Marks | None = None
 
 
 class View(msgspec.Struct, frozen=True):
@@ -91,6 +117,11 @@ class Action(msgspec.Struct, frozen=True):
     @property
     def command(self) -> CommandId:
         return CommandId("reconcile-" + hashlib.blake2b(self.key.encode(), digest_size=12).hexdigest())
+
+
+def is_held(model: ModelState, now_ns: int) -> bool:
+    """Whether the model's breaker holds the reconciler's placements back (rule C5)."""
+    return model.breaker is not None and now_ns < model.breaker.until_ns
 
 
 def about_model(model: ModelName) -> Touched:

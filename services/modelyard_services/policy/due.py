@@ -30,6 +30,7 @@ def _deadlines(fleet: Fleet) -> Iterator[int]:
         yield from _of_node(node)
     for replica in fleet.replicas.values():
         yield from _of_replica(fleet, replica)
+    yield from (model.breaker.until_ns for model in fleet.models.values() if model.breaker is not None)
     for reservation in fleet.reservations.values():
         if reservation.until_ns is not None:
             yield reservation.until_ns

@@ -13,7 +13,7 @@ from modelyard_events.ids import ModelName, NodeName, ReplicaId
 from modelyard_events.model import ModelDeclaredSatisfiable, ModelDefined, ModelRedefined, ModelRemoved
 from modelyard_events.names import model_name
 from modelyard_events.spec import ModelSpec, revision_of
-from modelyard_projections.fleet import Fleet
+from modelyard_projections.fleet import Fleet, ModelState
 from modelyard_services.errors import ConflictError, InvalidRequestError, ModelUnknownError
 from modelyard_services.policy.ending import begin_drain
 
@@ -56,13 +56,12 @@ def define(
     revision = revision_of(spec)
     before = fleet.models.get(name)
     if before is None or before.spec is None or before.revision is None:
-        return [ModelDefined(model=name, spec=spec, revision=revision)]
+        events: list[AnyEvent] = [ModelDefined(model=name, spec=spec, revision=revision)]
+        return events + _closed(before, "defined")
     if before.spec == spec:
         return []
     changed: list[AnyEvent] = [ModelRedefined(model=name, spec=spec, revision=revision, previous=before.revision)]
-    if before.breaker is not None:
-        changed.append(ModelDeclaredSatisfiable(model=name, cause="redefined"))
-    return changed
+    return changed + _closed(before, "redefined")
 
 
 def _check_names(fleet: Fleet, model: ModelName, spec: ModelSpec, among: Mapping[ModelName, ModelSpec | None]) -> None:
@@ -101,7 +100,14 @@ def remove(fleet: Fleet, *, model: ModelName) -> list[AnyEvent]:
         raise ModelUnknownError(f"no model is named {model!r}; nothing was removed", field="model", value=model)
     deadline = fleet.settings.drain_deadline_seconds
     drained = begin_drain(fleet, state.replicas, reason="requested", deadline_seconds=deadline)
-    return [ModelRemoved(model=model), *drained]
+    return [ModelRemoved(model=model), *_closed(state, "removed"), *drained]
+
+
+def _closed(state: ModelState | None, cause: str) -> list[AnyEvent]:
+    """The breaker's end: it judged another definition (C5)."""
+    if state is None or state.breaker is None:
+        return []
+    return [ModelDeclaredSatisfiable(model=state.name, cause=cause)]
 
 
 def group_conflicts(fleet: Fleet, *, model: ModelName, spec: ModelSpec) -> list[GroupConflict]:

@@ -9,7 +9,7 @@ import msgspec
 from modelyard_events.decision import Decision, Figure
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId, Revision
-from modelyard_events.model import ModelPlacementRefused, ModelReplicaAdded, RefusalKind
+from modelyard_events.model import ModelDeclaredSatisfiable, ModelPlacementRefused, ModelReplicaAdded, RefusalKind
 from modelyard_events.node import HOST_MEMORY
 from modelyard_events.replica import ReplicaPlaced
 from modelyard_events.reservation import ReplicaHolder, ReservationGranted
@@ -27,6 +27,7 @@ from modelyard_services.policy.identity import replica_id, reservation_id
 from modelyard_services.policy.memory import choose_devices, room
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.survey import Survey, Surveyor, considered, survey
+from modelyard_services.policy.victims import PASSING
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,13 +49,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class Refused(msgspec.Struct, frozen=True):
     """A refusal to answer with, whether or not it was news to the log.
 
-    `held_up` when it is replicas that stand in the way: asking again soon may help (P4).
+    `held_up` when it is replicas that stand in the way: asking again soon may help (P4); `passing` when time alone
+    moves one of them.
     """
 
     kind: RefusalKind
     message: str
     unblock: str | None
     held_up: bool = False
+    passing: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -174,7 +177,11 @@ def claim(fleet: Fleet, request: Request, where: Place, *, decision: Decision) -
     added = ModelReplicaAdded(
         model=model.name, replica=replica, node=node.name, replica_index=slot, revision=placed.revision
     )
-    return Outcome((placed, granted, added), replica)
+    events: tuple[AnyEvent, ...] = (placed, granted, added)
+    if model.breaker is not None:
+        # Whoever asked for it: there is room after all (C5).
+        events = (*events, ModelDeclaredSatisfiable(model=model.name, cause=f"placed on {node.name}"))
+    return Outcome(events, replica)
 
 
 def lowest_free_index(node: NodeState, model: ModelName) -> int:
@@ -215,7 +222,9 @@ def _refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey, b
     wish = wish_of(fleet, request)
     advice = unblock(fleet, readings, wish, found) if blocked is None else unlock(blocked)
     told = message(found) if blocked is None else f"{message(found)}; {in_the_way(blocked)}"
-    refused = Refused(found.kind, clipped(told), None if advice is None else clipped(advice), blocked is not None)
+    passing = blocked is not None and any(holder.obstacle in PASSING for holder in blocked.holders)
+    advised = None if advice is None else clipped(advice)
+    refused = Refused(found.kind, clipped(told), advised, blocked is not None, passing)
     filters = tuple(count.filter for count in found.filters)
     last = model.refusal
     if last is not None and (last.kind, last.filters, last.revision) == (refused.kind, filters, model.revision):

@@ -1,10 +1,11 @@
-"""One pass from what operators want to what must be done next (rules C1-C4, C6, C7, N9, N10, R6).
+"""One pass from what operators want to what must be done next (rules C1-C7, N9, N10, R6).
 
 Invariant: level-triggered: a pass looks at the fleet as it is and never at how it came to be, so a missed event
 costs time only; and a model is never scaled up and down in one pass.
 """
 
 from modelyard_services.policy.actions import Action, View
+from modelyard_services.policy.breaker import breakers
 from modelyard_services.policy.deadlines import missing, overdue
 from modelyard_services.policy.desired import wanted_models
 from modelyard_services.policy.draining import empty_nodes
@@ -17,7 +18,7 @@ def reconcile(view: View) -> list[Action]:
     due = [*overdue(view), *missing(view)]
     if view.fleet.settings.reconciler_frozen:
         return due
-    due += empty_nodes(view)
+    due += [*breakers(view), *empty_nodes(view)]
     for name in wanted_models(view.fleet):
         model = view.fleet.models[name]
         due += [*scale(view, model), *roll(view, model)]

@@ -16,7 +16,7 @@ from modelyard_events.model import ModelScaled
 from modelyard_events.replica import EndReason
 from modelyard_events.spec import Autoscale, SpreadAll
 from modelyard_projections.fleet import Fleet, ModelState, ReplicaState
-from modelyard_services.policy.actions import NANOSECONDS, Action, View, about_model, why
+from modelyard_services.policy.actions import NANOSECONDS, Action, View, about_model, is_held, why
 from modelyard_services.policy.desired import (
     ceiling,
     counted,
@@ -39,9 +39,28 @@ def scale(view: View, model: ModelState) -> list[Action]:
     """The model's next steps towards what its schedule and its load ask for."""
     if model.schedule is None:
         return []
+    # An open breaker holds back what would be placed, and nothing of what would end (C5).
+    held = is_held(model, view.moment.log_ns)
     if isinstance(model.options.mode, SpreadAll):
-        return _spread(view, model)
-    return _raise_to_floor(view, model) or _grow(view, model) or _lower(view, model)
+        return ([] if held else _spread(view, model)) or _unspread(view, model)
+    return ([] if held else _raise_to_floor(view, model) or _grow(view, model)) or _lower(view, model)
+
+
+def lacks(view: View, model: ModelState) -> str | None:
+    """Why the reconciler would place one more; None while it wouldn't."""
+    if model.schedule is None or model.spec is None:
+        return None
+    missing_on = len(nodes_without(view.fleet, model))
+    if missing_on:
+        return f"{missing_on} of the nodes that match are without one"
+    short = shortage(view.fleet, model)
+    return f"{short} below its floor of {floor(model)}" if short else pressure(view, model)
+
+
+def asking(fleet: Fleet, model: ModelState, command: CommandId, now_ns: int) -> Request:
+    """The request for one more: for load alone nobody else is ended, for a floor or a spread others make room."""
+    needed = bool(shortage(fleet, model) or nodes_without(fleet, model))
+    return Request(model=model.name, command=command, now_ns=now_ns, may_evict=needed)
 
 
 def pressure(view: View, model: ModelState) -> str | None:
@@ -105,7 +124,7 @@ def _grown(
     # Another change of this model's count may have met the load; the next pass knows.
     if state is None or state.spec is None or fleet.model_sequence(model) != basis:
         return []
-    request = Request(model=model, command=command, now_ns=view.moment.log_ns, may_evict=False)
+    request = asking(fleet, state, command, view.moment.log_ns)
     outcome = place(fleet, view.readings, request, search=view.search)
     if outcome.replica is None:
         return outcome.events
@@ -115,7 +134,7 @@ def _grown(
 
 def _spread(view: View, model: ModelState) -> list[Action]:
     sequence = view.fleet.model_sequence(model.name)
-    missing_on = [
+    return [
         Action(
             key=f"spread/{model.name}/{node}/{sequence}",
             about=("node", node),
@@ -124,7 +143,10 @@ def _spread(view: View, model: ModelState) -> list[Action]:
         )
         for node in nodes_without(view.fleet, model)[:PLACEMENTS_MAX]
     ]
-    return missing_on or [_end(view, state, "not where spread_all wants it") for state in misplaced(view.fleet, model)]
+
+
+def _unspread(view: View, model: ModelState) -> list[Action]:
+    return [_end(view, state, "not where spread_all wants it") for state in misplaced(view.fleet, model)]
 
 
 def _spread_to(fleet: Fleet, command: CommandId, *, view: View, model: ModelName, node: NodeName) -> Sequence[AnyEvent]:

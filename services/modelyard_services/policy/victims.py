@@ -32,6 +32,10 @@ OBSTACLES: Final[dict[Obstacle, str]] = {
 """The same, as people read it."""
 
 
+PASSING: Final[frozenset[Obstacle | None]] = frozenset({"young", "unknown"})
+"""Obstacles that time alone takes away, in a minute at most."""
+
+
 class Resident(msgspec.Struct, frozen=True):
     """A replica as eviction sees it: when it was last of use, and what stands against its going.
 

@@ -17,11 +17,10 @@ from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing import Span, span
 from modelyard_services.errors import ModelyardError, UnavailableError
 from modelyard_services.policy.actions import Action, Moment, View, Watch
-from modelyard_services.policy.deadlines import observe
 from modelyard_services.policy.due import is_draining, next_due_ns
 from modelyard_services.policy.index import PlacementIndex
 from modelyard_services.policy.liveness import LIVENESS_SECONDS, judge
-from modelyard_services.policy.readings import read
+from modelyard_services.policy.look import look
 from modelyard_services.policy.reconcile import reconcile
 from modelyard_services.reconciler.causes import Cause, Causes
 
@@ -92,9 +91,9 @@ class Reconciler:
     def _view(self) -> View:
         runtime = self._runtime
         moment = Moment(runtime.clock.now_ns(), runtime.clock.monotonic_ns(), runtime.connected_since_ns)
-        self._watch = observe(self._watch, fleet=runtime.fleet, demand=runtime.demand, now_ns=moment.log_ns)
-        readings = read(runtime.fleet, runtime.demand, heard_ns=moment.heard_ns, connected_ns=moment.connected_ns)
-        return View(runtime.fleet, runtime.demand, readings, moment, self._watch, self._index.survey)
+        view = look(self._watch, runtime.fleet, runtime.demand, moment, search=self._index.survey)
+        self._watch = view.watch
+        return view
 
     def _liveness_is_due(self, moment: Moment) -> bool:
         due = self._judged_ns is None or moment.heard_ns - self._judged_ns >= LIVENESS_SECONDS * 1e9

@@ -18,9 +18,9 @@ from modelyard_projections.fleet import Fleet, Ready, ReplicaState, Touched
 from modelyard_services.errors import ModelyardError
 from modelyard_services.policy.actions import NANOSECONDS, Action, Moment, View, Watch
 from modelyard_services.policy.configuration import Configuration
-from modelyard_services.policy.deadlines import observe
 from modelyard_services.policy.facts import report
 from modelyard_services.policy.liveness import judge
+from modelyard_services.policy.look import look
 from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place
 from modelyard_services.policy.probing import INTERVAL_SECONDS, MISSES_MAX, Answer, misses_after
 from modelyard_services.policy.readings import read
@@ -219,9 +219,9 @@ class World:
 
     def view(self) -> View:
         """What a reconciler sees now."""
-        self._watch = observe(self._watch, fleet=self.fleet, demand=self.demand, now_ns=self.now_ns)
-        readings = read(self.fleet, self.demand, heard_ns=self.now_ns, connected_ns=CONNECTED_NS)
-        return View(self.fleet, self.demand, readings, Moment(self.now_ns, self.now_ns, CONNECTED_NS), self._watch)
+        view = look(self._watch, self.fleet, self.demand, Moment(self.now_ns, self.now_ns, CONNECTED_NS))
+        self._watch = view.watch
+        return view
 
     def due(self) -> list[Action]:
         """What a reconciler would do now."""

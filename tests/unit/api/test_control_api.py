@@ -1,8 +1,5 @@
 """The control API over the in-memory log: routes, commands, errors, access, idempotency (DESIGN 6)."""
 
-from collections.abc import AsyncIterator
-from typing import Any, cast
-
 import httpx
 import msgspec
 import pytest
@@ -13,36 +10,14 @@ from modelyard_events.ids import ModelName
 from modelyard_events.model import ModelDefined
 from modelyard_events.spec import revision_of
 from modelyard_services import errors
-from modelyard_services.api.app import build_app
-from modelyard_services.api.service import Service
-from modelyard_services.effects.bus import MemoryBus
-from modelyard_services.effects.log.memory import MemoryLog
-from modelyard_services.effects.runtime import Runtime, in_memory
+from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing.spans import valid
-from modelyard_services.policy.access import Access
+from tests.support.api import client_of
 from tests.support.given import GIB, a_pending_node, an_approved_node, some_spec
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NODE = "rack/1:gpu.a"
 NODE_PATH = "/api/v1/nodes/rack%2F1%3Agpu.a"
-
-
-@pytest.fixture
-async def runtime() -> AsyncIterator[Runtime]:
-    async with in_memory("api", MemoryLog(), MemoryBus()) as runtime:
-        await runtime.wait_ready(timeout_seconds=1)
-        yield runtime
-
-
-@pytest.fixture
-async def client(runtime: Runtime) -> AsyncIterator[httpx.AsyncClient]:
-    async with _client(runtime, open_on_loopback=True) as client:
-        yield client
-
-
-def _client(runtime: Runtime, *, open_on_loopback: bool) -> httpx.AsyncClient:
-    app = build_app(Service(runtime, Access(runtime.fleet, open_on_loopback)))
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app=cast(Any, app)), base_url="http://test")
 
 
 async def _pending(runtime: Runtime, node: str = NODE) -> None:
@@ -274,7 +249,7 @@ async def test_roles_allow_what_they_say(runtime: Runtime, client: httpx.AsyncCl
 
 
 async def test_beyond_loopback_nothing_is_open_without_a_token(runtime: Runtime) -> None:
-    async with _client(runtime, open_on_loopback=False) as client:
+    async with client_of(runtime, open_on_loopback=False) as client:
         for path in ("/api/v1/nodes", "/readyz", "/metrics"):
             assert (await client.get(path, headers={"x-actor": "me"})).status_code == 401
         assert (await client.get("/healthz")).status_code == 200

@@ -9,7 +9,7 @@ from modelyard_events.replica import ReplicaDrainStarted, ReplicaPlaced, Replica
 from modelyard_events.spec import Autoscale, Schedule
 from modelyard_events.telemetry import RouterReport
 from modelyard_services.policy.reconcile import reconcile
-from tests.support.given import SECOND_NS, a_model, a_ready_replica, an_approved_node, some_spec
+from tests.support.given import GIB, SECOND_NS, a_model, a_ready_replica, an_approved_node, some_spec
 from tests.support.world import World
 
 M = ModelName("m")
@@ -186,3 +186,16 @@ def test_a_pinned_replica_is_never_idle() -> None:
     world.append(between(0, 4, idle_timeout_seconds=60.0))
     world.later(10_000).route()
     assert world.settle() == []
+
+
+def test_load_alone_ends_nobody_else() -> None:
+    """C4, P3: a floor may take the room of an idle neighbour, mere load may not."""
+    neighbour = a_ready_replica("r-9", model="idle", index=0, vram={0: 20 * GIB})
+    world = World(*an_approved_node(slots=8), *a_model("idle", some_spec(vram=20 * GIB)), *neighbour)
+    world.append(*a_model(spec=some_spec(vram=4 * GIB)), *a_ready_replica("r-0", vram={0: 4 * GIB}), between(1, 4))
+    world.later(3_600).route(r_0=1)
+    assert [type(event) for event in world.settle()] == [ModelPlacementRefused]
+    world.append(between(2, 4))
+    world.live()
+    assert [phase for _, phase in world.replicas()] == ["ready", "ready"]
+    assert drained(world) == ["r-9"]
