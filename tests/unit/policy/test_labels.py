@@ -1,13 +1,15 @@
 """Operator labels: theirs alone, many at once, never the system's (rule N5)."""
 
+import msgspec
 import pytest
 
 from modelyard_events.errors import InvalidValueError
 from modelyard_events.ids import LabelKey, NodeName
-from modelyard_events.node import NodeLabelsChanged
+from modelyard_events.node import Gpu, NodeLabelsChanged, NodeMaxReplicasOverridden
+from modelyard_projections.fleet import Fleet
 from modelyard_services.errors import ConflictError, NotFoundError
 from modelyard_services.policy.labels import LABELS_MAX, patch_labels, remove_label, replace_labels
-from tests.support.given import an_approved_node, given
+from tests.support.given import a_pending_node, an_approved_node, given, record, some_facts
 
 N1 = NodeName("n1")
 TIER, ZONE, RACK = LabelKey("tier"), LabelKey("zone"), LabelKey("rack")
@@ -35,6 +37,42 @@ def test_the_operators_value_wins_and_the_workers_is_kept_beneath() -> None:
         NodeLabelsChanged(node="n1", removed=(ZONE,))
     )
     assert history.fleet.nodes[N1].labels["zone"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "bucket"),
+    [
+        (143_771, "80GB+"),  # H200, as its driver tells
+        (81_559, "80GB+"),  # H100 80 GB
+        (49_140, "48GB"),  # L40S
+        (40_960, "24GB"),
+        (24_564, "24GB"),  # RTX 4090
+        (16_380, "16GB"),
+        (15_360, "8GB"),  # T4 tells less than its name
+        (8_192, "8GB"),
+        (6_144, "6GB"),
+    ],
+)
+def test_the_system_labels_tell_gpu_name_type_and_slots(mebibytes: int, bucket: str) -> None:
+    """N6: of the largest GPU; slots are those in force."""
+    small = Gpu(0, "amd", "Small", 2**30)
+    facts = msgspec.structs.replace(some_facts(slots=2), gpus=(small, Gpu(1, "nvidia", "Large", mebibytes * 2**20)))
+    history = given(*a_pending_node("n1", facts))
+    assert system_labels(history.fleet) == {
+        "node.name": "n1", "node.type": "backend", "node.replica-slots": "2", "gpu.vendor": "nvidia", "gpu.vram": bucket
+    }  # fmt: skip
+    record(history.fleet, NodeMaxReplicasOverridden(node="n1", max_replicas_per_model=5))
+    assert system_labels(history.fleet)["node.replica-slots"] == "5"
+
+
+def test_a_node_without_a_gpu_has_no_gpu_labels() -> None:
+    """N6."""
+    fleet = given(*an_approved_node("n1", gpus=0)).fleet
+    assert system_labels(fleet) == {"node.name": "n1", "node.type": "backend", "node.replica-slots": "1"}
+
+
+def system_labels(fleet: Fleet) -> dict[str, str]:
+    return {key: value for key, value in fleet.nodes[N1].labels.items() if key.startswith(("gpu.", "node."))}
 
 
 @pytest.mark.parametrize("key", ["gpu.vram", "gpu.tier", "node.name"])
