@@ -12,8 +12,8 @@ from modelyard_services.api.queries import Cursor, Limit
 from modelyard_services.api.service import PAGE_MAX, ApiRequest, CommandView, answer, page, service_of
 from modelyard_services.effects.journal import Committed
 from modelyard_services.errors import ConflictError
+from modelyard_services.policy import liveness, tokens
 from modelyard_services.policy import settings as policy
-from modelyard_services.policy import tokens
 
 Name = FromPath[str]
 
@@ -124,7 +124,9 @@ class AccessCommands(Controller):
         )
 
     @patch("/settings", status_code=200, summary="Change settings")
-    async def patch_settings(self, request: ApiRequest, data: JSONBody[dict[str, float | bool | None]]) -> CommandView:
+    async def patch_settings(
+        self, request: ApiRequest, data: JSONBody[dict[str, float | bool | str | None]]
+    ) -> CommandView:
         """Change the settings given; null gives a default back."""
         service = service_of(request)
         done = await service.commit(
@@ -135,7 +137,7 @@ class AccessCommands(Controller):
         return answer(done)
 
     @put("/settings", status_code=200, summary="Replace the settings")
-    async def replace_settings(self, request: ApiRequest, data: JSONBody[dict[str, float | bool]]) -> CommandView:
+    async def replace_settings(self, request: ApiRequest, data: JSONBody[dict[str, float | bool | str]]) -> CommandView:
         """Set the settings given, and the defaults for all others."""
         service = service_of(request)
         done = await service.commit(
@@ -144,6 +146,11 @@ class AccessCommands(Controller):
             matches=lambda fleet: fleet.settings_sequence,
         )
         return answer(done)
+
+    @post("/settings/clear-mass-loss", status_code=200, summary="Say that a mass loss is real")
+    async def clear_mass_loss(self, request: ApiRequest) -> CommandView:
+        """Release the brake (N9): the replicas of nodes that stay silent end when their grace does."""
+        return answer(await service_of(request).commit(request, liveness.clear_mass_loss))
 
 
 def _told(done: Committed, name: str, secret: str) -> TokenAnswer:

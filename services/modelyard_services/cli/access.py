@@ -2,12 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from cyclopts import App, Parameter
 
+from modelyard_events.fleet import Settings
 from modelyard_services.cli import formats
 from modelyard_services.cli.session import CommandFailedError, Session, segment
 
 token_app = App(name="token", help="Tokens of clients, and of workers (--registration).")
+settings_app = App(name="settings", help="What holds for the whole fleet and changes while it runs.")
 Here = Annotated[Session, Parameter(parse=False)]
 
 
@@ -68,19 +71,54 @@ def rotate(name: str, *, registration: bool = False, session: Here) -> None:
 
 def register(app: App) -> None:
     """Add the fleet-wide commands to `app`."""
-    app.command(settings)
+    app.command(settings_app)
     app.command(freeze)
     app.command(thaw)
 
 
+@settings_app.default
 def settings(*changes: str, session: Here) -> None:
     """Show the settings, or change some: `modelyard settings lost_after_seconds=90`."""
     if changes:
-        body = dict(_change(change) for change in changes)
-        session.done(session.call("PATCH", "/settings", body=body), f"settings changed: {' '.join(changes)}")
-        return
+        set_settings(*changes, session=session)
+    else:
+        show_settings(session=session)
+
+
+@settings_app.command(name="show")
+def show_settings(*, session: Here) -> None:
+    """Show each setting with its default, and the nodes of an open mass loss."""
     answer = session.get("/settings")
-    session.show(answer, list(answer["settings"].items()), "SETTING", "VALUE")
+    defaults = msgspec.to_builtins(Settings())
+    rows = [(name, value, defaults.get(name)) for name, value in answer["settings"].items()]
+    if answer["mass_loss"]:
+        rows.append(("(mass loss of)", ", ".join(answer["mass_loss"]), None))
+    session.show(answer, rows, "SETTING", "VALUE", "DEFAULT")
+
+
+@settings_app.command(name="set")
+def set_settings(*changes: str, session: Here) -> None:
+    """Change settings, each as NAME=VALUE; all of them or none."""
+    if not changes:
+        raise CommandFailedError("name at least one setting, as NAME=VALUE")
+    body = dict(_change(change) for change in changes)
+    session.done(session.call("PATCH", "/settings", body=body), f"settings changed: {' '.join(changes)}")
+
+
+@settings_app.command(name="reset")
+def reset_settings(*names: str, session: Here) -> None:
+    """Put settings back to their defaults: those named, or all."""
+    if names:
+        answer = session.call("PATCH", "/settings", body=dict.fromkeys(names))
+    else:
+        answer = session.call("PUT", "/settings", body={})
+    session.done(answer, f"default: {' '.join(names) or 'all settings'}")
+
+
+@settings_app.command(name="clear-mass-loss")
+def clear_mass_loss(*, session: Here) -> None:
+    """Say that the loss of many nodes is real: the replicas of those that stay silent may end."""
+    session.done(session.call("POST", "/settings/clear-mass-loss"), "mass loss cleared")
 
 
 def freeze(what: Literal["reconciler", "evictions"] = "reconciler", *, session: Here) -> None:
