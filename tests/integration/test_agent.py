@@ -32,12 +32,12 @@ from modelyard_events.replica import (
     ReplicaUnloaded,
 )
 from modelyard_events.spec import SecretRef
-from modelyard_projections.fleet import Alive, Departed, Loading, Lost, NodeDraining
+from modelyard_projections.fleet import Alive, Departed, Fleet, Loading, Lost, NodeDraining, Ready
 from modelyard_services.errors import NameTakenError
 from modelyard_services.policy.ending import end
 from modelyard_services.policy.intent import remove
 from modelyard_services.worker.agent.agent import GOODBYE_SECONDS
-from tests.support.agents import N1, Yard, a_yard
+from tests.support.agents import N1, UNTIL_SECONDS, Yard, a_yard
 from tests.support.backends import SERVE, alive, echo, marked, script
 
 
@@ -296,6 +296,33 @@ async def test_what_died_while_no_worker_watched_is_told_once(yard: Yard) -> Non
     ended = [event for event in entries if isinstance(event, ReplicaUnloaded)]
     assert [event.replicas for event in ended] == [("r-2",)]
     assert sum(isinstance(event, ReplicaAdopted) for event in entries) == 1
+
+
+@pytest.mark.parametrize("moment", ["lock", "record.json", "keeper.json", "log"])
+async def test_a_worker_that_is_killed_in_mid_start_leaves_nothing_untracked(
+    yard: Yard, tmp_path: Path, moment: str
+) -> None:
+    """X26, W4: whatever of the start had happened; the next worker has the process, or there is none."""
+    async with yard.killable_worker() as worker:
+        await yard.until(lambda fleet: N1 in fleet.nodes)
+        placing = asyncio.create_task(yard.place())
+        written = tmp_path / "state" / "replicas" / "r-r-1" / moment
+        async with asyncio.timeout(UNTIL_SECONDS):
+            while not written.exists():  # noqa: ASYNC110 - a file tells nobody, and the moment is short
+                await asyncio.sleep(0)
+        worker.kill()
+        await worker.wait()
+    await placing
+    yard.worker()
+    await yard.until(lambda fleet: _is_settled(fleet, marked(tmp_path / "state")))
+
+
+def _is_settled(fleet: Fleet, running: list[int]) -> bool:
+    """Ready with its one process, or ended without any."""
+    state = fleet.replicas.get(ReplicaId("r-1"))
+    if state is None:
+        return running == []
+    return isinstance(state.phase, Ready) and running == [state.phase.process.pid]
 
 
 async def test_what_ended_while_a_worker_was_cut_off_is_stopped_once_it_is_back(yard: Yard) -> None:

@@ -2,9 +2,10 @@
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.fleet import FleetMassLossCleared, FleetMassLossDeclared
-from modelyard_events.ids import IncarnationId, ReplicaId
-from modelyard_events.node import NodeIncarnationStarted, NodeLost, NodeRecovered
+from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
+from modelyard_events.node import NodeDeparted, NodeIncarnationStarted, NodeLost, NodeRecovered
 from modelyard_events.replica import ReplicaUnloaded
+from modelyard_projections.fleet import Departed
 from modelyard_services.policy.liveness import clear_mass_loss
 from tests.support.given import a_model, a_ready_replica, an_approved_node, some_facts
 from tests.support.world import World
@@ -71,6 +72,17 @@ def test_a_former_lifes_heartbeat_brings_nobody_back() -> None:
     world.after(61).beat("n0", "n1", "n2", "n3")
     world.settle()
     assert lost(world) == ["n4"]
+
+
+def test_a_departed_node_stays_departed_though_its_last_heartbeats_still_arrive() -> None:
+    """X10: only a new incarnation brings it back."""
+    world = World(*nodes(5))
+    world.append(NodeDeparted(node="n4", incarnation=world.fleet.nodes[NodeName("n4")].incarnation))
+    world.beat("n0", "n1", "n2", "n3", "n4")
+    assert world.settle() == []
+    world.after(61).beat("n0", "n1", "n2", "n3")
+    assert world.settle() == [], "nor is it lost: it said goodbye"
+    assert isinstance(world.fleet.nodes[NodeName("n4")].liveness, Departed)
 
 
 def test_a_lost_nodes_replicas_end_with_its_grace_and_not_before() -> None:

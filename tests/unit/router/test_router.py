@@ -588,6 +588,20 @@ async def test_when_every_replica_is_dead_another_is_loaded_elsewhere(world: Wor
         assert (await asking).replica == new.id
 
 
+async def test_two_routers_that_find_every_replica_dead_load_one_between_them(world: World) -> None:
+    """T5, X14: the one that loses the race joins the winner's load, though its own picture was of none."""
+    nodes = [event for name in ("n1", "n2", "n3") for event in an_approved_node(name)]
+    await world.happens([*nodes, *a_model()], a_ready_replica("r-1", node="n1"))
+    world.answers[world.address("r-1")] = Refused()
+    async with world.router() as one, world.router() as other:
+        asking = [asyncio.create_task(router.route("m")) for router in (one, other)]
+        await eventually(lambda: len(world.runtime.fleet.replicas) == 2)
+        new = next(state for state in world.runtime.fleet.replicas.values() if state.id != "r-1")
+        await world.becomes_ready(new)
+        assert {(await each).replica for each in asking} == {new.id}
+    assert set(world.runtime.fleet.replicas) == {"r-1", new.id}
+
+
 async def test_a_request_that_every_replica_failed_is_answered_so(world: World) -> None:
     """T9: it doesn't wait for a miracle, and loads nothing."""
     await world.happens(*two_ready())
