@@ -16,6 +16,8 @@ from modelyard_services.policy import liveness, tokens
 from modelyard_services.policy import settings as policy
 
 Name = FromPath[str]
+Setting = bool | int | float | str
+"""A setting's value as JSON has it: whether it is of the right kind, the setting itself says."""
 
 
 class TokenBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,9 +126,7 @@ class AccessCommands(Controller):
         )
 
     @patch("/settings", status_code=200, summary="Change settings")
-    async def patch_settings(
-        self, request: ApiRequest, data: JSONBody[dict[str, float | bool | str | None]]
-    ) -> CommandView:
+    async def patch_settings(self, request: ApiRequest, data: JSONBody[dict[str, Setting | None]]) -> CommandView:
         """Change the settings given; null gives a default back."""
         service = service_of(request)
         done = await service.commit(
@@ -137,7 +137,7 @@ class AccessCommands(Controller):
         return answer(done)
 
     @put("/settings", status_code=200, summary="Replace the settings")
-    async def replace_settings(self, request: ApiRequest, data: JSONBody[dict[str, float | bool | str]]) -> CommandView:
+    async def replace_settings(self, request: ApiRequest, data: JSONBody[dict[str, Setting]]) -> CommandView:
         """Set the settings given, and the defaults for all others."""
         service = service_of(request)
         done = await service.commit(

@@ -212,7 +212,7 @@ def _placed(wish: placement.Request, outcomes: list[placement.Outcome]) -> str:
 
 def refusal(refused: placement.Refused) -> NoCapacityError | UnsatisfiableError:
     """The error that tells a refused placement: what would unblock it is in its members."""
-    extra: dict[str, object] = {"unblock": refused.unblock} if refused.unblock else {}
+    extra = placement.told(refused)
     if refused.kind == "unsatisfiable":
         return UnsatisfiableError(refused.message, extra=extra)
     return NoCapacityError(refused.message, retry_after_seconds=30, extra=extra)

@@ -61,6 +61,8 @@ class Service(msgspec.Struct, frozen=True):
 
     def readings(self, fleet: Fleet) -> Readings:
         """What telemetry says at this moment, for a decision on `fleet`."""
+        if self.router is not None:
+            return self.router.readings(fleet)
         runtime = self.runtime
         return read(
             fleet, runtime.demand, heard_ns=runtime.clock.monotonic_ns(), connected_ns=runtime.connected_since_ns

@@ -2,13 +2,18 @@
 
 import json
 import sys
-from typing import Annotated, Any
+import time
+from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
 from modelyard_services.cli import formats
 from modelyard_services.cli.session import CommandFailedError, Session, segment
 from modelyard_services.cli.waiting import until
+
+HELD_UP_TRIES: Final = 30
+HELD_UP_PAUSE_SECONDS: Final = 1.0
+"""A load that waits asks again each second, 30 times, while others are in the way (rule P4)."""
 
 Here = Annotated[Session, Parameter(parse=False)]
 
@@ -53,13 +58,27 @@ def load(
     wait: bool = False,
     session: Here,
 ) -> None:
-    """Place one more replica of a model; `--wait` until it is ready or has failed."""
+    """Place one more replica of a model; `--wait` until it is ready or has failed.
+
+    With `--wait`, a load that other replicas hold up is tried again each second, 30 times.
+    """
     body = {"node": node, "selector": selector, "replicas": replicas}
-    answer = session.call("POST", f"/models/{segment(model)}/replicas", body=body)
+    answer = _placed(session, model, body, tries=HELD_UP_TRIES if wait else 1)
     session.done(answer, f"{model} loading: {', '.join(answer['replicas'])}")
     if wait:
         wanted = set(answer["replicas"])
         until(session, f"{model} is ready", lambda: _all_ready(session, model, wanted))
+
+
+def _placed(session: Session, model: str, body: dict[str, Any], *, tries: int) -> Any:
+    for left in reversed(range(tries)):
+        try:
+            return session.call("POST", f"/models/{segment(model)}/replicas", body=body)
+        except CommandFailedError as refused:
+            if not (left and refused.held_up):
+                raise
+            time.sleep(HELD_UP_PAUSE_SECONDS)
+    raise AssertionError("the last try returns or raises")
 
 
 def unload(target: str, *, node: str | None = None, wait: bool = False, session: Here) -> None:

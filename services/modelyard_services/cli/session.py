@@ -30,7 +30,14 @@ EXIT_USAGE: Final = 2
 
 
 class CommandFailedError(Exception):
-    """The command was refused or failed; its text is for the person who called."""
+    """The command was refused or failed; its text is for the person who called.
+
+    `held_up` when other replicas are in the way, which may go any moment (rule P4).
+    """
+
+    def __init__(self, text: str, *, held_up: bool = False) -> None:
+        self.held_up = held_up
+        super().__init__(text)
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -68,7 +75,7 @@ class Session(msgspec.Struct, frozen=True):
         with self._client() as client:
             response = client.request(method, "/api/v1" + path, params=asked, json=body)
         if response.is_error:
-            raise CommandFailedError(_problem(response))
+            raise _problem(response)
         return response.json() if response.content else None
 
     @contextmanager
@@ -82,7 +89,7 @@ class Session(msgspec.Struct, frozen=True):
         with self._client() as client, client.stream("GET", "/api/v1" + path, params=asked, timeout=None) as response:
             if response.is_error:
                 response.read()
-                raise CommandFailedError(_problem(response))
+                raise _problem(response)
             yield response
 
     def show(self, answer: Any, rows: Sequence[Sequence[object]], *columns: str) -> None:
@@ -142,10 +149,12 @@ def _text(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _problem(response: httpx.Response) -> str:
+def _problem(response: httpx.Response) -> CommandFailedError:
     try:
         body = response.json()
     except ValueError:
-        return f"HTTP {response.status_code}: {response.text[:500]}"
+        return CommandFailedError(f"HTTP {response.status_code}: {response.text[:500]}")
     code, detail = body.get("code", response.status_code), body.get("detail", response.text[:500])
-    return f"{code}: {detail}"
+    extra = body.get("extra") or {}
+    helps = f"\nwhat would help: {extra['unblock']}" if "unblock" in extra else ""
+    return CommandFailedError(f"{code}: {detail}{helps}", held_up=bool(extra.get("held_up")))

@@ -60,6 +60,12 @@ class Refused(msgspec.Struct, frozen=True):
     passing: bool = False
 
 
+def told(refused: Refused) -> dict[str, object]:
+    """What programs are told beside the message: the change that would help, and whether asking again soon may."""
+    unblock: dict[str, object] = {} if refused.unblock is None else {"unblock": refused.unblock}
+    return unblock | ({"held_up": True} if refused.held_up else {})
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """The events to append, and what to answer: the replica, or why there is none."""
 

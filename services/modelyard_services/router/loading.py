@@ -5,6 +5,7 @@ share one decision, and between routers the append's guard on the model lets one
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -22,8 +23,8 @@ from modelyard_services.errors import (
     UnsatisfiableError,
 )
 from modelyard_services.policy.index import PlacementIndex
-from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place
-from modelyard_services.policy.readings import read
+from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place, told
+from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.routing import expected
 from modelyard_services.router.estimates import LoadTimes
 
@@ -48,8 +49,9 @@ class HeldUpError(NoCapacityError):
 class Loader:
     """One load decision per model at a time."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, readings: Callable[[Fleet], Readings]) -> None:
         self._runtime = runtime
+        self._readings = readings
         self._deciding: dict[ModelName, asyncio.Task[Outcome]] = {}
         self._index = PlacementIndex()
         runtime.on_batch(lambda _events, touched: self._index.note(runtime.fleet, touched))
@@ -79,12 +81,7 @@ class Loader:
 
         def decide(fleet: Fleet) -> tuple[AnyEvent, ...]:
             nonlocal outcome
-            readings = read(
-                fleet,
-                runtime.demand,
-                heard_ns=runtime.clock.monotonic_ns(),
-                connected_ns=runtime.connected_since_ns,
-            )
+            readings = self._readings(fleet)
             if expected(fleet, model, shut=shut):
                 outcome = load_on_demand(fleet, readings, request, search=self._index.survey)
             else:
@@ -99,7 +96,7 @@ class Loader:
         refused = outcome.refused
         if refused is None:
             raise AssertionError("asked of refusals only")
-        extra: dict[str, object] = {"unblock": refused.unblock} if refused.unblock else {}
+        extra = told(refused)
         known = self._runtime.fleet.models.get(model)
         if known is not None and known.last_failure and known.refusal and "backoff" in known.refusal.filters:
             return ReplicaFailedError(

@@ -22,12 +22,13 @@ import structlog
 from modelyard_events.envelope import Actor, Recorded
 from modelyard_events.ids import LeaseId, ModelName, ReplicaId
 from modelyard_events.telemetry import ROUTER_REPORT_SECONDS, RouterReport
-from modelyard_projections.fleet import Touched
+from modelyard_projections.fleet import Fleet, Touched
 from modelyard_projections.homes import Homes
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing import span
 from modelyard_services.errors import ModelyardError, OverloadedError, ReplicaFailedError, UnavailableError
 from modelyard_services.policy.affinity import Affinity, Hint, Pick
+from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.routing import Candidate
 from modelyard_services.router import metrics
 from modelyard_services.router.board import Board
@@ -36,7 +37,7 @@ from modelyard_services.router.estimates import LoadTimes
 from modelyard_services.router.leases import LEASE_SECONDS, Lease, LeaseBook
 from modelyard_services.router.loading import Caller, HeldUpError, Loader, pending, require_known, still_loading
 from modelyard_services.router.probes import Prober
-from modelyard_services.router.reports import USE_TOLD_NS, Reporter
+from modelyard_services.router.reports import USE_TOLD_NS, Reporter, readings_with
 from modelyard_services.router.waiting import RETRY_SECONDS, Place, Queues
 from modelyard_services.settings import RouterSettings
 
@@ -99,7 +100,7 @@ class Router:
         prober = prober or Prober(fresh_seconds=settings.probe_fresh_seconds)
         self._checks = Checks(runtime, self._board, prober, reopened=lambda one: self._queues.wake([one.model]))
         self._queues = Queues(queue_max=settings.queue_max)
-        self._loader = Loader(runtime)
+        self._loader = Loader(runtime, self.readings)
         self._load_times = LoadTimes()
         self._reporter = Reporter(runtime, self.incarnation)
         self._task: asyncio.Task[None] | None = None
@@ -183,6 +184,10 @@ class Router:
     def affinity(self, model: str) -> Affinity:
         """What requests for `model` may say of themselves: sessions, prompts, or nothing (rule T3)."""
         return self._board.affinity(ModelName(model))
+
+    def readings(self, fleet: Fleet) -> Readings:
+        """What telemetry says at this moment, with this router's own leases and uses as they are by now."""
+        return readings_with(self._report(leaving=False), runtime=self.runtime, fleet=fleet)
 
     def renew(self, lease: str) -> Lease | None:
         """The lease with a new end, None if it isn't held any more."""

@@ -116,7 +116,7 @@ class HeldUpLoader(Loader):
     """A loader with somebody in the way, until told otherwise."""
 
     def __init__(self, real: Loader) -> None:
-        super().__init__(real._runtime)
+        super().__init__(real._runtime, real._readings)
         self.blocked = True
         self.asked = 0
 
