@@ -34,8 +34,9 @@ EndReason = Literal[
 ]
 """Why a replica ended (rule R7); `crashed` and `node_departed` are ours."""
 
-FootprintRule = Literal["spec", "file_size", "measured", "unknown"]
-"""What gave the footprint: the spec's `vram`, file size times 1.2, a measurement, or nothing (rule R4)."""
+FootprintRule = Literal["spec", "file_size", "measured", "unknown", "gguf", "safetensors"]
+"""What gave the footprint (rule R4): the spec's `vram`, a measurement, the files' headers, file size times 1.2, or
+nothing."""
 
 
 class Process(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -19,6 +19,9 @@ COMMAND_WORDS_MAX: Final = 256
 GPUS_MAX: Final = 64
 """GPUs of one replica or node: four times the largest machine sold."""
 
+CONTEXT_LENGTH_MAX: Final = 100_000_000
+"""Tokens of one context: a hundred times the longest there is."""
+
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400 * 7)]
@@ -65,11 +68,35 @@ class LaunchSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_grace_seconds: float = 10.0
 
 
+EstimateRule = Literal["gguf", "safetensors", "file_size"]
+
+FACTOR: Final = 1.2
+"""Weights plus a fifth: cache and buffers, where nothing tells how large these are (R4)."""
+
+
+class Estimate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a look at the model's files gave, and by which rule (rule R4).
+
+    `weights` are bytes; so is `cache`, which is for `context_length` tokens.
+    """
+
+    rule: EstimateRule
+    weights: NonNegative
+    cache: NonNegative = 0
+    context_length: Positive | None = None
+
+    @property
+    def size(self) -> int:
+        """The footprint it comes to."""
+        return self.weights + self.cache if self.rule == "gguf" else round(self.weights * FACTOR)
+
+
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A model as operators define it.
 
     `vram` and `disk` are bytes (None: unknown); `max_concurrency` requests per replica (None: no limit). `aliases` are
-    other names that clients may ask for.
+    other names that clients may ask for; `context_length` the tokens that the cache is for; `estimate` what whoever
+    defined the model saw of its files.
     """
 
     command: tuple[str, ...]
@@ -87,6 +114,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     pinned: bool = False
     max_concurrency: Positive | None = None
     aliases: tuple[str, ...] = ()
+    context_length: Positive | None = None
+    estimate: Estimate | None = None
 
     def __post_init__(self) -> None:
         if not self.command or not all(self.command):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.installation import ECHO, Installation, until
+from tests.support.model_files import llama, write_gguf
 
 MISTAKES = """\
 models:
@@ -151,6 +152,35 @@ def test_each_source_is_authoritative_at_every_start_and_known_by_name(tmp_path:
         installation.stop()
         installation.start()
         assert sum(event["type"].startswith("model.schedule") for event in events(installation)) == changes
+
+
+def test_the_header_of_a_model_s_file_is_what_is_reserved_and_said(tmp_path: Path) -> None:
+    """R4: over file, API and command line; a spec's own figure goes before it."""
+    file = write_gguf(tmp_path / "tiny.gguf", llama(), tensor_bytes=2**20)
+    cache, weights = 4 * 4_096 * 2 * 64 * 2, file.stat().st_size
+    config = tmp_path / "fleet.yaml"
+    model = {"name": "m", "command": ECHO, "files": [str(file)], "aliases": ["tiny"]}
+    config.write_text(json.dumps({"models": [model], "schedules": [{"model_name": "m", "min_replicas": 1}]}))
+    with Installation(tmp_path, "--vram", "1GiB", "--config", str(config)) as installation:
+        until(lambda: installation.ready("m"), "it is placed by its header")
+        (placed,) = [event["event"] for event in events(installation) if event["type"] == "replica.placed.v1"]
+        assert (placed["footprint_rule"], sum(placed["vram"].values())) == ("gguf", weights + cache)
+        assert installation.get("/models/m")["spec"]["estimate"] == {
+            "rule": "gguf",
+            "weights": weights,
+            "cache": cache,
+            "context_length": 4_096,
+        }
+        measured = json.loads(installation.cli("--json", "measure", str(file)).out)
+        assert measured["vram"] == weights + cache
+        assert "no such file" in installation.cli("measure", "/missing.gguf", code=1).err.lower()
+        assert "nothing to do" in installation.cli("apply", str(config)).out
+        config.write_text(json.dumps({"models": [{**model, "context_length": 1_024}]}))
+        (change,) = json.loads(installation.cli("--json", "plan", str(config)).out)["changes"]
+        fields = {each["field"]: each["after"] for each in change["fields"]}
+        assert fields["estimate"]["cache"] == cache // 4
+        answer = installation.complete("tiny")
+        assert (answer.status_code, answer.json()["model"]) == (200, "m")
 
 
 def events(installation: Installation) -> list[dict[str, Any]]:

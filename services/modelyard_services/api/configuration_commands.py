@@ -16,10 +16,12 @@ from modelyard_projections.fleet import Fleet
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import ApiRequest, Service, service_of
 from modelyard_services.effects.documents import parse_text
+from modelyard_services.effects.model_files import looked
 from modelyard_services.errors import InvalidRequestError
 from modelyard_services.policy import apply as policy
 from modelyard_services.policy.actions import Moment, View
 from modelyard_services.policy.configuration import Configuration, read_parsed
+from modelyard_services.policy.estimate import estimated
 from modelyard_services.policy.plan import Consequences, consequences
 from modelyard_services.policy.rehearsal import Rehearsal
 
@@ -69,13 +71,13 @@ class ConfigurationCommands(Controller):
     @post("/plan", status_code=200, summary="Plan a configuration")
     async def plan(self, request: ApiRequest, data: JSONBody[ConfigurationBody]) -> PlanView:
         """What `apply` would change, place and end; changes nothing (S3)."""
-        service, configuration = service_of(request), _configuration(data)
+        service, configuration = service_of(request), await _configuration(data)
         return await _planned(service, configuration, prune=data.prune)
 
     @post("/apply", status_code=200, summary="Apply a configuration")
     async def apply(self, request: ApiRequest, data: JSONBody[ConfigurationBody]) -> ApplyView:
         """Make models and schedules as the documents say, in one append; what stands already appends nothing (S3)."""
-        service, configuration = service_of(request), _configuration(data)
+        service, configuration = service_of(request), await _configuration(data)
         planned = await _planned(service, configuration, prune=data.prune)
         changes = planned.changes
 
@@ -90,8 +92,8 @@ class ConfigurationCommands(Controller):
         return ApplyView(done.sequence, changed, changes, planned.consequences, planned.warnings)
 
 
-def _configuration(body: ConfigurationBody) -> Configuration:
-    """The documents, read whole.
+async def _configuration(body: ConfigurationBody) -> Configuration:
+    """The documents, read whole, with estimates of the models whose files are here.
 
     Raises:
         InvalidEntriesError: with every fault of every document.
@@ -99,7 +101,8 @@ def _configuration(body: ConfigurationBody) -> Configuration:
     if not 1 <= len(body.documents) <= DOCUMENTS_MAX:
         problem = f"1 to {DOCUMENTS_MAX} documents are taken at once"
         raise InvalidRequestError(problem, field="documents", value=len(body.documents))
-    return read_parsed(partial(parse_text, each.text, name=each.name, source=policy.API) for each in body.documents)
+    read = read_parsed(partial(parse_text, each.text, name=each.name, source=policy.API) for each in body.documents)
+    return await looked(partial(estimated, read))
 
 
 async def _planned(service: Service, configuration: Configuration, *, prune: bool) -> PlanView:

@@ -1,6 +1,7 @@
 """Commands on models: define, schedule, load, unload, restart."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from modelyard_events.selectors import parse_selector
 from modelyard_projections.fleet import Draining, Fleet
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import ApiRequest, CommandView, SequenceOf, answer, service_of
+from modelyard_services.effects.model_files import looked
 from modelyard_services.errors import (
     InvalidRequestError,
     ModelUnknownError,
@@ -25,6 +27,7 @@ from modelyard_services.policy import breaker, models, placement, schedules
 from modelyard_services.policy.configuration import read_model, read_schedule
 from modelyard_services.policy.desired import is_ready
 from modelyard_services.policy.ending import begin_drain
+from modelyard_services.policy.estimate import with_estimate
 from modelyard_services.policy.identity import replica_id
 from modelyard_services.policy.restart import restart
 
@@ -77,7 +80,8 @@ class ModelCommands(Controller):
     async def define(self, request: ApiRequest, model: Name, data: JSONBody[dict[str, Any]]) -> CommandView:
         """Define how the model is run, or redefine it: replicas of older revisions are replaced (R6)."""
         service, name = service_of(request), model_name(model)
-        spec = read_model({key: value for key, value in data.items() if key != "name"}, name=f"model {model}")
+        written = read_model({key: value for key, value in data.items() if key != "name"}, name=f"model {model}")
+        spec = await looked(partial(with_estimate, written))
         warnings = [str(conflict) for conflict in models.group_conflicts(service.fleet, model=name, spec=spec)]
         done = await service.commit(
             request, lambda fleet: models.define(fleet, model=name, spec=spec), matches=_at(name)

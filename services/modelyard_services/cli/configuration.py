@@ -3,11 +3,15 @@
 Invariant: files go to the API as they are written, so faults have their file, line and field, all of them at once.
 """
 
+# ruff: noqa: PLC0415 - a query on the command line must not pay for loading the policy
+
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 from cyclopts import App, Parameter
 
+from modelyard_events.sizes import format_size
 from modelyard_services.cli.session import CommandFailedError, Session, console
 
 Here = Annotated[Session, Parameter(parse=False)]
@@ -18,6 +22,7 @@ def register(app: App) -> None:
     """Put the commands on `app`."""
     app.command(plan)
     app.command(apply)
+    app.command(measure)
 
 
 def plan(*files: Path, prune: Prune = False, session: Here) -> None:
@@ -46,6 +51,33 @@ def apply(*files: Path, prune: Prune = False, session: Here) -> None:
     """
     answer = session.call("POST", "/apply", body=_body(files, prune=prune))
     _show(session, answer, done=True)
+
+
+def measure(*files: Path, context_length: int | None = None, session: Here) -> None:
+    """Show what model files on this machine come to: weights, cache and the footprint a placement would reserve.
+
+    Parameters
+    ----------
+    files
+        GGUF or safetensors files, or a directory of them; of a model in parts one is enough.
+    context_length
+        Tokens that the cache is for; by default what the file says.
+    """
+    from modelyard_services.effects.model_files import FilesUnreadableError, look_at
+    from modelyard_services.policy.estimate import estimate
+
+    if not files:
+        raise CommandFailedError("name at least one file")
+    try:
+        found = estimate(look_at([str(file.absolute()) for file in files]), context_length=context_length)
+    except FilesUnreadableError as error:
+        raise CommandFailedError(str(error)) from error
+    if found is None:
+        raise CommandFailedError(f"{', '.join(map(str, files))}: holds no weights, or more than there can be")
+    answer = {**msgspec.to_builtins(found), "vram": found.size}
+    rows = [("rule", found.rule), ("weights", format_size(found.weights)), ("cache", format_size(found.cache))]
+    rows += [("context length", str(found.context_length or "-")), ("vram", format_size(found.size))]
+    session.show(answer, rows, "MEASURED", "")
 
 
 def _body(files: tuple[Path, ...], *, prune: bool) -> dict[str, Any]:

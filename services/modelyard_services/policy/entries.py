@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from modelyard_events.spec import GPUS_MAX, Health, Seconds, SecretRef
+from modelyard_events.spec import CONTEXT_LENGTH_MAX, GPUS_MAX, Health, Seconds, SecretRef
 
 REPLICAS_MAX: Final = 100_000
 """Replicas of one model: many times the largest fleet, so what is above it was meant for another field."""
@@ -37,6 +37,7 @@ class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool | None = None
     max_concurrency: Count | None = None
     aliases: list[str] | None = None
+    context_length: Annotated[int, msgspec.Meta(ge=1, le=CONTEXT_LENGTH_MAX)] | None = None
 
 
 class ScheduleBody(msgspec.Struct, frozen=True, kw_only=True):

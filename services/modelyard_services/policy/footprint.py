@@ -9,10 +9,7 @@ from typing import Final
 import msgspec
 
 from modelyard_events.replica import FootprintRule
-from modelyard_events.spec import ModelSpec
-
-FILE_SIZE_FACTOR: Final = 1.2
-"""Weights plus a fifth: cache and buffers of a model whose operator gave its file size only (R4)."""
+from modelyard_events.spec import FACTOR, ModelSpec
 
 LOAD_SECONDS_BASE: Final = 300.0
 LOAD_SECONDS_PER_GIB: Final = 20.0
@@ -29,20 +26,23 @@ class Footprint(msgspec.Struct, frozen=True):
 def footprint(spec: ModelSpec, *, measured: Iterable[int] = ()) -> Footprint:
     """The footprint of `spec`; `measured` are those of its living replicas at the same revision.
 
-    An operator's own figure wins; a measurement beats a guess from the file's size.
+    An operator's own figure wins; a measurement beats what the files' headers tell, and that a guess from their size.
     """
     largest = max(measured, default=None)
     if spec.vram is not None:
         return Footprint(spec.vram, "spec")
     if largest is not None:
         return Footprint(largest, "measured")
+    if spec.estimate is not None and (spec.estimate.rule != "file_size" or spec.file_size is None):
+        return Footprint(spec.estimate.size, spec.estimate.rule)
     if spec.file_size is not None:
-        return Footprint(round(spec.file_size * FILE_SIZE_FACTOR), "file_size")
+        return Footprint(round(spec.file_size * FACTOR), "file_size")
     return Footprint(None, "unknown")
 
 
 def load_seconds(spec: ModelSpec, size: int | None) -> float:
     """How long a load may take before its progress must speak for it; never below the spec's own timeout."""
-    read = spec.file_size if spec.file_size is not None else size or 0
+    seen = size if spec.estimate is None else spec.estimate.weights
+    read = spec.file_size if spec.file_size is not None else seen or 0
     estimate = LOAD_SECONDS_BASE + LOAD_SECONDS_PER_GIB * read / 2**30
     return max(estimate, spec.ready_timeout_seconds or 0.0)

@@ -55,6 +55,7 @@ def define(
     _check_names(fleet, name, spec, {} if among is None else among)
     revision = revision_of(spec)
     before = fleet.models.get(name)
+    spec = _with_known_estimate(spec, before)
     if before is None or before.spec is None or before.revision is None:
         events: list[AnyEvent] = [ModelDefined(model=name, spec=spec, revision=revision)]
         return events + _closed(before, "defined")
@@ -62,6 +63,16 @@ def define(
         return []
     changed: list[AnyEvent] = [ModelRedefined(model=name, spec=spec, revision=revision, previous=before.revision)]
     return changed + _closed(before, "redefined")
+
+
+def _with_known_estimate(spec: ModelSpec, before: ModelState | None) -> ModelSpec:
+    """Whoever can't look at the files doesn't unsay what somebody saw of the same ones (R4)."""
+    known = before.spec if before is not None else None
+    if known is None or spec.estimate is not None or not spec.files:
+        return spec
+    if (known.files, known.context_length) != (spec.files, spec.context_length):
+        return spec
+    return msgspec.structs.replace(spec, estimate=known.estimate)
 
 
 def _check_names(fleet: Fleet, model: ModelName, spec: ModelSpec, among: Mapping[ModelName, ModelSpec | None]) -> None:

@@ -145,4 +145,6 @@ def _stays(state: ReplicaState) -> bool:
 
 def _reason(event: ReplicaDrainStarted | ReplicaUnloaded) -> str:
     decision = event.decision if isinstance(event, ReplicaDrainStarted) else None
-    return event.reason if decision is None else f"{event.reason}: {decision.outcome}"
+    if decision is None:
+        return event.reason
+    return decision.outcome if decision.outcome.startswith(event.reason) else f"{event.reason}: {decision.outcome}"

@@ -6,6 +6,7 @@ stops the start, and nothing of it is applied.
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -13,12 +14,14 @@ import structlog
 from modelyard_events.envelope import Actor, AnyEvent
 from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.connect import open_runtime
+from modelyard_services.effects.model_files import looked
 from modelyard_services.effects.process import until
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.errors import UnavailableError
 from modelyard_services.policy import apply as policy
 from modelyard_services.policy.apply import parts
 from modelyard_services.policy.configuration import Configuration
+from modelyard_services.policy.estimate import estimated
 from modelyard_services.reconciler.loop import Reconciler
 from modelyard_services.reconciler.sources import read_configuration
 from modelyard_services.settings import ReconcilerSettings
@@ -57,6 +60,7 @@ async def apply(runtime: Runtime, configuration: Configuration) -> None:
     """Append what differs from what is; waits for the log for as long as it takes."""
     for warning in configuration.warnings:
         _log.warning("configuration", warning=warning)
+    configuration = await looked(partial(estimated, configuration))
     for part in parts(configuration):
         await _commit(runtime, part, configuration)
 

@@ -66,6 +66,11 @@ schedules:
     max_replicas: 3                  # or replicas: all
 ```
 
+`vram` is a replica's footprint. Without it, it is what a replica was measured to take; else what the headers of `files`
+tell (GGUF: weights, and the cache for `context_length`; safetensors: weights and a fifth); else `file_size` and a
+fifth. With none of these a replica gets a node with no other on it. Files are looked at where the model is defined, by
+the API or the reconciler; `modelyard measure FILE` tells the same on a machine that alone has them.
+
 A client may ask for a model by any of its `aliases`, over `/v1/*`, routes and gRPC; the replica is asked by the model's
 own name. A name that is another model's, or another model's alias, is refused.
 

@@ -13,7 +13,7 @@ from modelyard_events.model import (
 )
 from modelyard_events.replica import ReplicaDrainStarted
 from modelyard_events.selectors import parse_selector
-from modelyard_events.spec import Autoscale, ModelSpec, Schedule, revision_of
+from modelyard_events.spec import Autoscale, Estimate, ModelSpec, Schedule, revision_of
 from modelyard_projections.fleet import Fleet
 from modelyard_services.errors import InvalidRequestError, ModelUnknownError, NotFoundError
 from modelyard_services.policy.models import SPEC_BYTES_MAX, define, group_conflicts, remove
@@ -43,6 +43,22 @@ def test_scheduling_fields_leave_the_revision_alone() -> None:
 def test_a_spec_that_placements_could_not_copy_is_refused() -> None:
     spec = ModelSpec(command=("serve",), environment={"LARGE": "x" * SPEC_BYTES_MAX})
     given().when(lambda fleet: define(fleet, model=M, spec=spec)).then_raises(InvalidRequestError, "at most")
+
+
+def test_who_can_not_look_at_the_files_does_not_unsay_what_was_seen_of_them() -> None:
+    """R4, S3: the reconciler sees the files and the API doesn't, say; else each would undo the other for ever."""
+    seen = ModelSpec(command=("x",), files=("/m.gguf",), estimate=Estimate("gguf", 10, 5, 100))
+    blind = msgspec.structs.replace(seen, estimate=None)
+    history = given(*a_model(spec=seen))
+    history.when(lambda fleet: define(fleet, model=M, spec=blind)).then_nothing()
+    for other in (
+        msgspec.structs.replace(blind, files=("/other.gguf",)),
+        msgspec.structs.replace(blind, context_length=50),
+        msgspec.structs.replace(blind, files=()),
+    ):
+        (event,) = define(history.fleet, model=M, spec=other)
+        assert isinstance(event, ModelRedefined)
+        assert event.spec.estimate is None
 
 
 def test_removing_drains_what_runs_in_the_same_append() -> None:

@@ -12,7 +12,7 @@ from modelyard_events.replica import ReplicaLoadFailed, ReplicaPlaced
 from modelyard_events.reservation import OperatorHolder, ReservationGranted
 from modelyard_events.selectors import parse_selector
 from modelyard_events.sizes import Bytes
-from modelyard_events.spec import ModelSpec, Schedule, SpreadAll
+from modelyard_events.spec import Estimate, ModelSpec, Schedule, SpreadAll
 from modelyard_events.telemetry import Heartbeat, ReplicaReading, RouterReport
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet
@@ -242,6 +242,21 @@ def test_a_file_size_gives_the_footprint_with_a_fifth_on_top() -> None:
     """R4."""
     event = placed(given(*an_approved_node(), *a_model(spec=ModelSpec(command=("x",), file_size=10 * GIB))))
     assert (event.footprint_rule, event.vram) == ("file_size", {0: 12 * GIB})
+
+
+def test_what_the_files_headers_tell_gives_the_footprint_and_is_recorded_as_its_rule() -> None:
+    """R4: the operator's own figure goes before it, the size of a file comes after it."""
+    gguf = Estimate("gguf", weights=10 * GIB, cache=3 * GIB, context_length=4_096)
+    for spec, rule, size in (
+        (ModelSpec(command=("x",), estimate=gguf), "gguf", 13 * GIB),
+        (ModelSpec(command=("x",), estimate=gguf, file_size=GIB), "gguf", 13 * GIB),
+        (ModelSpec(command=("x",), estimate=gguf, vram=2 * GIB), "spec", 2 * GIB),
+        (ModelSpec(command=("x",), estimate=Estimate("safetensors", 10 * GIB)), "safetensors", 12 * GIB),
+        (ModelSpec(command=("x",), estimate=Estimate("file_size", 5 * GIB)), "file_size", 6 * GIB),
+        (ModelSpec(command=("x",), estimate=Estimate("file_size", 5 * GIB), file_size=10 * GIB), "file_size", 12 * GIB),
+    ):
+        event = placed(given(*an_approved_node(), *a_model(spec=spec)))
+        assert (event.footprint_rule, event.vram, event.exclusive) == (rule, {0: size}, False)
 
 
 def test_several_gpus_split_the_footprint_evenly() -> None:

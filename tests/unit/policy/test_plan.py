@@ -183,13 +183,26 @@ def test_the_end_of_one_makes_room_for_the_other_as_measured() -> None:
     assert found.unplaced == ()
 
 
+def test_an_eviction_is_told_before_it_is_caused() -> None:
+    """S3, P3: who makes room for whom, and why."""
+    world = World(*an_approved_node(vram=10 * GIB), *a_model("m", some_spec(vram=8 * GIB)))
+    world.append(*a_ready_replica(vram={0: 8 * GIB}))
+    world.later(3_600).route()
+    text = "models: [{name: b, command: [serve], vram: 9GiB}]\nschedules: [{model_name: b, min_replicas: 1}]"
+    found = planned(world, read(text))
+    (ending,) = found.endings
+    assert (ending.model, ending.reason) == ("m", "evicted_memory: m#0 on n1 made room for b")
+    assert [(each.model, each.node) for each in found.placements] == [("b", "n1")]
+    assert (found.unplaced, found.complete) == ((), True)
+
+
 def test_a_rollout_is_told_to_its_end() -> None:
     """R6: the newcomer first, then the end of the old one."""
     world = World(*an_approved_node(), *an_approved_node("n2"), *a_model(), *a_ready_replica())
     text = "models: [{name: m, command: [better], vram: 1GiB}]\nschedules: [{model_name: m, min_replicas: 1}]"
     found = planned(world, read(text))
     assert [(each.model, each.node) for each in found.placements] == [("m", "n2")]
-    assert [each.reason for each in found.endings] == ["superseded: superseded: its newcomer is ready"]
+    assert [each.reason for each in found.endings] == ["superseded: its newcomer is ready"]
     assert found.complete
 
 
