@@ -6,7 +6,8 @@ closed ── 3 failed passes in a row ──▶ open until … ── its end, 
    └────────────────────────────────────────────────────────────────────────┘
 ```
 
-Invariant: it holds back placements of the reconciler's own and nothing else; the count is the reconciler's, is never
+Invariant: it counts only what the schedule wants, so that load nobody has room for keeps no floor from being filled;
+it holds back placements of the reconciler's own and nothing else; the count is the reconciler's, is never
 kept over a time of being open, and no change of a node that the model doesn't select touches either.
 """
 
@@ -100,7 +101,7 @@ def _concerning(model: ModelState, changes: Sequence[Relief]) -> str | None:
 
 def _shortfall(view: View, model: ModelState, before: Watch, changes: Sequence[Relief]) -> Shortfall | None:
     """The failed passes in a row with this one; None where it doesn't fail."""
-    if lacks(view, model) is None:
+    if lacks(view.fleet, model) is None:
         return None
     last, asked = before.shortfalls.get(model.name), (model.spec, model.schedule)
     if last is not None and (last.asked != asked or _concerning(model, changes) is not None):
@@ -161,8 +162,7 @@ def _opened(fleet: Fleet, _command: CommandId, *, view: View, model: ModelName, 
     state = fleet.models.get(model)
     if state is None or state.breaker is not None:
         return []
-    now = msgspec.structs.replace(view, fleet=fleet)
-    lack = lacks(now, state)
+    lack = lacks(fleet, state)
     outcome = _refusal(fleet, view, model) if lack is not None else None
     if lack is None or outcome is None or outcome.refused is None:
         return []

@@ -46,21 +46,20 @@ def scale(view: View, model: ModelState) -> list[Action]:
     return ([] if held else _raise_to_floor(view, model) or _grow(view, model)) or _lower(view, model)
 
 
-def lacks(view: View, model: ModelState) -> str | None:
-    """Why the reconciler would place one more; None while it wouldn't."""
+def lacks(fleet: Fleet, model: ModelState) -> str | None:
+    """What the model's schedule wants and hasn't got; load that asks for more is no want of the schedule's."""
     if model.schedule is None or model.spec is None:
         return None
-    missing_on = len(nodes_without(view.fleet, model))
+    missing_on = len(nodes_without(fleet, model))
     if missing_on:
         return f"{missing_on} of the nodes that match are without one"
-    short = shortage(view.fleet, model)
-    return f"{short} below its floor of {floor(model)}" if short else pressure(view, model)
+    short = shortage(fleet, model)
+    return f"{short} below its floor of {floor(model)}" if short else None
 
 
 def asking(fleet: Fleet, model: ModelState, command: CommandId, now_ns: int) -> Request:
     """The request for one more: for load alone nobody else is ended, for a floor or a spread others make room."""
-    needed = bool(shortage(fleet, model) or nodes_without(fleet, model))
-    return Request(model=model.name, command=command, now_ns=now_ns, may_evict=needed)
+    return Request(model=model.name, command=command, now_ns=now_ns, may_evict=lacks(fleet, model) is not None)
 
 
 def pressure(view: View, model: ModelState) -> str | None:

@@ -10,6 +10,7 @@ from modelyard_events.ids import ModelName, NodeName, ReservationId
 from modelyard_events.model import (
     ModelDeclaredSatisfiable,
     ModelDeclaredUnsatisfiable,
+    ModelPlacementRefused,
     ModelRedefined,
     ModelScheduleSet,
 )
@@ -23,7 +24,7 @@ from modelyard_events.node import (
     NodeResumed,
     NodeVramBudgetOverridden,
 )
-from modelyard_events.replica import ReplicaLoadFailed, ReplicaPlaced
+from modelyard_events.replica import ReplicaDrainStarted, ReplicaLoadFailed, ReplicaPlaced
 from modelyard_events.reservation import OperatorHolder, ReservationGranted, ReservationReleased
 from modelyard_events.selectors import parse_selector
 from modelyard_events.sizes import Bytes
@@ -158,19 +159,26 @@ def test_after_its_end_the_count_starts_anew() -> None:
 
 
 def test_it_blocks_scale_up_only() -> None:
-    """C5: what is idle goes, and what an operator or a request loads is placed, which closes it."""
-    ready = [event for n in (0, 1) for event in a_ready_replica(f"r-{n}", index=n, vram={0: GIB})]
-    world = World(*an_approved_node("n1", slots=2, labels=TIER), *a_model(), *ready, wanting(1))
-    for _ in range(3):
-        world.route(r_0=1, r_1=1)
-        world.settle()
-        world.later(15)
-    assert is_open(world)
+    """C5: one too many on a node goes, though another node can't be filled."""
+    twice = [event for n in (0, 1) for event in a_ready_replica(f"r-{n}", index=n, vram={0: 2 * GIB})]
+    world = World(*an_approved_node("n1", slots=2), *an_approved_node("n2", vram=GIB), *twice)
+    world.append(*a_model(spec=some_spec(vram=2 * GIB)))
+    world.append(ModelScheduleSet(model=M, schedule=Schedule(mode=SpreadAll()), source="api"))
     world.route()
-    world.later(260).route()
+    opened(world)
     world.settle()
-    assert is_open(world)
-    assert [state.id for state in world.fleet.replicas_of(M) if type(state.phase).__name__ == "Ready"] == ["r-0"]
+    assert [event.replicas for event in world.of(ReplicaDrainStarted)] == [("r-1",)]  # type: ignore[union-attr]
+
+
+def test_load_that_nobody_has_room_for_is_no_want_of_the_schedules() -> None:
+    """C4, C5: a breaker it opened would keep the floor from making room for itself."""
+    world = World(*an_approved_node("n1", labels=TIER), *a_model(), *a_ready_replica("r-0"), wanting(1))
+    world.route(r_0=1)
+    for _ in range(5):
+        world.settle()
+        world.later(15).route(r_0=1)
+    assert world.of(ModelDeclaredUnsatisfiable) == []
+    assert len(world.of(ModelPlacementRefused)) == 1
 
 
 def test_a_placement_by_whoever_asks_for_it_closes_it() -> None:
