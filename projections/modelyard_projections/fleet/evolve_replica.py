@@ -125,8 +125,9 @@ def _advance(
 
 def _adopt(state: ReplicaState, event: ReplicaAdopted) -> None:
     match state.phase:
-        case Draining():
-            state.phase = msgspec.structs.replace(state.phase, process=event.process, address=event.address)
+        case Draining(address=address):
+            # A worker that forgot the address says nothing of the requests on it: they still end, or their deadline.
+            state.phase = msgspec.structs.replace(state.phase, process=event.process, address=event.address or address)
         case Ready(address=address):
             state.phase = Ready(event.process, event.address or address)
         case Loading(deadline_ns=deadline_ns):

@@ -31,7 +31,7 @@ from modelyard_events.reservation import ReservationReleased
 from modelyard_events.sizes import Fraction
 from modelyard_events.spec import revision_of
 from modelyard_events.telemetry import ReplicaActivity, ReplicaReading
-from modelyard_projections.fleet import NodeDraining
+from modelyard_projections.fleet import Draining, NodeDraining
 from modelyard_services.errors import ConflictError, NameTakenError, StaleFactError, UnauthorizedError
 from modelyard_services.policy.registration import challenged, register
 from modelyard_services.policy.tokens import digest_of
@@ -369,3 +369,15 @@ TWICE = (Gpu(0, "nvidia", "A", 1), Gpu(0, "nvidia", "B", 1))
 )
 def test_a_request_that_cannot_be_names_its_field(field: str, bad: Register) -> None:
     given(JOIN).when(registering(bad)).then_raises(InvalidValueError, field)
+
+
+def test_a_draining_replica_whose_address_the_new_life_forgot_still_serves_until_its_requests_end() -> None:
+    """R8, X11: a forgotten address isn't a word on the requests that run there."""
+    history = given(*APPROVED, *a_model(), *a_ready_replica(), *a_drain())
+    before = history.fleet.replicas[ReplicaId("r-1")].phase
+    forgotten = msgspec.structs.replace(reading(), address=None)
+    history.when(restarting(forgotten)).events  # noqa: B018 - folds what it decides
+    after = history.fleet.replicas[ReplicaId("r-1")].phase
+    assert isinstance(before, Draining)
+    assert isinstance(after, Draining)
+    assert after.address == before.address
