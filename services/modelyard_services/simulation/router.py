@@ -32,12 +32,17 @@ class Shut(msgspec.Struct, frozen=True):
 
 
 class SimulatedRouter:
-    """One router incarnation, its leases, and how far it has folded."""
+    """One router incarnation, its leases, and how far it has folded.
+
+    A `slow` one folds only when it is told to catch up; what a `cut_off` one says reaches nobody.
+    """
 
     def __init__(self, name: str, fleet: Fleet, demand: Demand) -> None:
         self.name = name
         self.leases: dict[LeaseId, Lease] = {}
         self.folded = fleet.sequence
+        self.slow = False
+        self.cut_off = False
         self._fleet = fleet
         self._book = LeaseBook(name)
         self._board = Board(fleet, demand, self._book)
@@ -45,10 +50,10 @@ class SimulatedRouter:
         self._behind: list[Touched] = []
         self._good_until_ns: dict[ReplicaId, int] = {}
 
-    def hear_log(self, touched: list[Touched], *, at_once: bool = True) -> None:
-        """The log went on; folded now or, by a slow router, at its next `catch_up`."""
+    def hear_log(self, touched: list[Touched]) -> None:
+        """The log went on."""
         self._behind += touched
-        if at_once:
+        if not self.slow:
             self.catch_up()
 
     def catch_up(self) -> None:

@@ -9,13 +9,14 @@ from typing import Final
 import msgspec
 
 from modelyard_events.envelope import Actor, AnyEvent, Envelope, Recorded
+from modelyard_events.errors import InvalidValueError
 from modelyard_events.fleet import FleetRegistrationTokenCreated
 from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId
 from modelyard_events.requests import Fact, ProbeFailed
 from modelyard_events.telemetry import Heartbeat, ReplicaReading
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet, Ready, ReplicaState, Touched
-from modelyard_services.errors import ModelyardError
+from modelyard_services.errors import InvalidRequestError, ModelyardError
 from modelyard_services.policy.actions import NANOSECONDS, Action, Moment, View, Watch
 from modelyard_services.policy.configuration import Configuration
 from modelyard_services.policy.facts import report
@@ -101,8 +102,11 @@ class World:
         identity = command or self.next_command()
         if self.fleet.recorded_command(identity) is not None:
             return False
-        events = decide(self.fleet)
-        envelope = Envelope(actor, identity, identity)
+        return self.append(actor, identity, decide(self.fleet))
+
+    def append(self, actor: Actor, command: CommandId, events: Sequence[AnyEvent]) -> bool:
+        """Append what was decided already; whether that is anything."""
+        envelope = Envelope(actor, command, command)
         recorded = [
             Recorded(
                 self.fleet.sequence + 1 + position,
@@ -114,10 +118,11 @@ class World:
             )
             for position, event in enumerate(events)
         ]
-        self.fleet.apply_all(recorded)
-        touched: list[Touched] = self.fleet.take_touched()
         if recorded:
+            # The log has it before anybody folds it.
             self._watch_log(recorded)
+            self.fleet.apply_all(recorded)
+            touched: list[Touched] = self.fleet.take_touched()
             for router in self.routers.values():
                 router.hear_log(touched)
         return bool(recorded)
@@ -127,9 +132,11 @@ class World:
         self.refused = ""
         try:
             return self.commit(actor, decide)
+        except InvalidValueError as error:
+            self.refused = f"{InvalidRequestError.code}: {error}"
         except ModelyardError as error:
             self.refused = f"{error.code}: {error.detail}"
-            return False
+        return False
 
     def load(self, model: ModelName, *, shut: frozenset[ReplicaId] = frozenset()) -> Outcome:
         """A replica for a request for `model`; those in `shut` answered it no probe."""
@@ -268,7 +275,8 @@ class World:
         """Every router reports its leases, and hears of the others'; those on ended replicas broke with them."""
         for router in self.routers.values():
             router.drop_broken(now_ns=self.now_ns)
-            self.demand.hear_router(router.report(), now_ns=self.now_ns)
+            if not router.cut_off:
+                self.demand.hear_router(router.report(), now_ns=self.now_ns)
         for router in self.routers.values():
             router.hear_others(now_ns=self.now_ns)
 
