@@ -4,17 +4,19 @@ Invariant: a replica is on the board exactly while the fold says that it is rout
 book's and the other routers' last words, so a replica that comes back comes back with its true load.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Final
 
 from modelyard_events.ids import LeaseId, ModelName, NodeName, ReplicaId
 from modelyard_events.replica import Process
+from modelyard_events.telemetry import RouterReport
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet, Touched
 from modelyard_services.policy.affinity import Affinities, Affinity, Hint, Pick
 from modelyard_services.policy.routing import Candidate, Ranking, candidate_of
 from modelyard_services.router.leases import Lease, LeaseBook
+from modelyard_services.router.others import Others
 
 _NOTHING: Final[AbstractSet[ReplicaId]] = frozenset()
 
@@ -28,9 +30,11 @@ class Board:
         self._book = book
         self._rankings: dict[ModelName, Ranking] = {}
         self._model_of: dict[ReplicaId, ModelName] = {}
-        self._others: Mapping[ReplicaId, int] = {}
+        self._others = Others()
         self._own_use_ns: dict[ReplicaId, int] = {}
         self._shut: dict[ReplicaId, Process] = {}
+        self.changes = 0
+        """Leases granted and ended so far: whoever tells of them knows by it whether there is news."""
         self._affinities = Affinities()
         for replica in fleet.replicas:
             self._refresh(replica)
@@ -69,6 +73,7 @@ class Board:
         candidate = pick.candidate
         lease = self._book.grant(candidate, now_ns=now_ns, seconds=seconds, choice=pick.choice)
         self._affinities.learn(pick)
+        self.changes += 1
         candidate.own += 1
         candidate.last_used_ns = self._own_use_ns[candidate.replica] = now_ns
         self._rankings[candidate.model].moved(candidate)
@@ -79,6 +84,7 @@ class Board:
         ended = self._book.end(lease)
         if ended is None:
             return None
+        self.changes += 1
         candidate = self.get(ended.replica)
         if candidate is not None:
             candidate.own -= 1
@@ -118,16 +124,26 @@ class Board:
                 models.add(model)
         return models
 
-    def hear(self, others: Mapping[ReplicaId, int], *, used: Iterable[ReplicaId]) -> None:
-        """Take over what the other live routers hold, and the last use of `used` that telemetry told of."""
-        before, self._others = self._others, others
-        changed = {replica for replica in (*before, *others) if before.get(replica, 0) != others.get(replica, 0)}
-        changed.update(used)
-        for replica in changed:
+    def hear(
+        self, reports: Iterable[RouterReport], *, live: Container[str] | None = None, used: Iterable[ReplicaId] = ()
+    ) -> set[ModelName]:
+        """Take over what other routers report, and the last use of `used`; the models that have more room now.
+
+        `live` names the routers that are there; what others held is free.
+        """
+        changed = set() if live is None else self._others.keep(live)
+        for report in reports:
+            changed |= self._others.hear(report.router, report.in_flight)
+        freed = set()
+        for replica in changed.union(used):
             candidate = self.get(replica)
             if candidate is not None:
+                before = candidate.in_flight
                 self._load(candidate)
                 self._rankings[candidate.model].moved(candidate)
+                if candidate.in_flight < before:
+                    freed.add(candidate.model)
+        return freed
 
     def used(self) -> Mapping[ReplicaId, int]:
         """When this router last used each replica."""
@@ -156,5 +172,5 @@ class Board:
     def _load(self, candidate: Candidate) -> None:
         replica = candidate.replica
         candidate.own = self._book.count(replica)
-        candidate.others = self._others.get(replica, 0)
+        candidate.others = self._others.count(replica)
         candidate.last_used_ns = max(self._own_use_ns.get(replica, 0), self._demand.last_used_ns.get(replica, 0))

@@ -56,8 +56,8 @@ class Loader:
         self._index = PlacementIndex()
         runtime.on_batch(lambda _events, touched: self._index.note(runtime.fleet, touched))
 
-    async def begin(self, model: ModelName, *, shut: frozenset[ReplicaId], caller: Caller) -> None:
-        """See to it that a usable replica of `model` is on its way; `shut` ones don't count.
+    async def begin(self, model: ModelName, *, shut: frozenset[ReplicaId], caller: Caller) -> ReplicaId | None:
+        """The replica of `model` that is on its way from now on; `shut` ones don't count.
 
         Raises:
             HeldUpError: there can't be one while others are in the way.
@@ -72,6 +72,7 @@ class Loader:
         outcome = await asyncio.shield(task)
         if outcome.refused is not None:
             raise self._refusal(model, outcome)
+        return outcome.replica
 
     async def _decide(self, model: ModelName, shut: frozenset[ReplicaId], caller: Caller) -> Outcome:
         runtime = self._runtime

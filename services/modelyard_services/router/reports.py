@@ -4,7 +4,8 @@ Invariant: a router counts as heard only while its own reports come back to it, 
 others; one that isn't heard must not grant what nobody would see (DESIGN 4).
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -12,10 +13,11 @@ import msgspec
 from modelyard_events.ids import NodeName, ReplicaId
 from modelyard_events.requests import USED
 from modelyard_events.subjects import router_telemetry_subject, worker_subject
-from modelyard_events.telemetry import RouterReport
+from modelyard_events.telemetry import ROUTER_REPORT_SECONDS, RouterReport
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.runtime import Runtime
+from modelyard_services.errors import UnavailableError
 from modelyard_services.policy.readings import Readings, read
 
 UNHEARD_NS: Final = 2_000_000_000
@@ -23,6 +25,11 @@ UNHEARD_NS: Final = 2_000_000_000
 
 USE_TOLD_NS: Final = 30_000_000_000
 """How long reports repeat a last use: three heartbeats, which carry it from then on."""
+
+TELL_SECONDS: Final = 0.05
+"""How soon others hear of a lease: they know within a quarter of a second, with time to spare for a busy machine."""
+
+_SILENCE_NS: Final = round((ROUTER_REPORT_SECONDS - 2 * TELL_SECONDS) * 1e9)
 
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -51,6 +58,17 @@ class Reporter:
         """
         await self._runtime.bus.publish(self._subject, _ENCODER.encode(report))
 
+    async def keep_telling(self, report: Callable[[], RouterReport], changes: Callable[[], int]) -> None:
+        """Tell everyone soon after `changes()` or the fold moved on, and in any case often enough to be heard."""
+        runtime, told, told_ns = self._runtime, (-1, -1), 0
+        while True:
+            news, now_ns = (changes(), runtime.fleet.sequence), runtime.clock.monotonic_ns()
+            if news != told or now_ns - told_ns > _SILENCE_NS:
+                told, told_ns = news, now_ns
+                with contextlib.suppress(UnavailableError):  # whoever isn't heard refuses requests, and says so
+                    await self.publish(report())
+            await runtime.clock.sleep(TELL_SECONDS)
+
     async def tell_workers(self, used_ns: Mapping[ReplicaId, int]) -> None:
         """Tell each worker of the uses it hasn't been told of.
 
@@ -77,3 +95,11 @@ def readings_with(own: RouterReport, *, runtime: Runtime, fleet: Fleet) -> Readi
     demand = Demand(heard.nodes, dict(heard.routers), dict(heard.last_used_ns))
     demand.hear_router(own, now_ns=now_ns)
     return read(fleet, demand, heard_ns=now_ns, connected_ns=runtime.connected_since_ns)
+
+
+def tokens_used(runtime: Runtime, since_ns: int) -> dict[str, int]:
+    """Uses worth telling; of tokens that are gone nothing is kept."""
+    demand, known = runtime.demand, runtime.fleet.tokens
+    for name in demand.tokens_used_ns.keys() - known.keys():
+        del demand.tokens_used_ns[name]
+    return {name: at_ns for name, at_ns in demand.tokens_used_ns.items() if at_ns > since_ns}

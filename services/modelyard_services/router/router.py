@@ -12,7 +12,7 @@ that the fold says is draining, nor while nobody would see the lease.
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final, Self
 
@@ -21,7 +21,7 @@ import structlog
 
 from modelyard_events.envelope import Actor, Recorded
 from modelyard_events.ids import LeaseId, ModelName, ReplicaId
-from modelyard_events.telemetry import ROUTER_REPORT_SECONDS, RouterReport
+from modelyard_events.telemetry import RouterReport
 from modelyard_projections.fleet import Fleet, Touched
 from modelyard_projections.homes import Homes
 from modelyard_services.effects.runtime import Runtime
@@ -37,7 +37,7 @@ from modelyard_services.router.estimates import LoadTimes
 from modelyard_services.router.leases import LEASE_SECONDS, Lease, LeaseBook
 from modelyard_services.router.loading import Caller, HeldUpError, Loader, pending, require_known, still_loading
 from modelyard_services.router.probes import Prober
-from modelyard_services.router.reports import USE_TOLD_NS, Reporter, readings_with
+from modelyard_services.router.reports import USE_TOLD_NS, Reporter, readings_with, tokens_used
 from modelyard_services.router.waiting import RETRY_SECONDS, Place, Queues
 from modelyard_services.settings import RouterSettings
 
@@ -46,6 +46,8 @@ HELD_UP_SECONDS: Final = 30.0
 
 LOADS_TRIED_MAX: Final = 3
 """Failed loads that one request waits through: other nodes get a try, a broken model doesn't get the fleet (T6)."""
+
+_TICK_SECONDS: Final = 0.25
 
 _REPROBE_TICKS: Final = 8
 """A shut replica is asked again every two seconds: as long as one question may take."""
@@ -277,20 +279,21 @@ class Router:
         if pending(self.runtime.fleet, wait.model):
             return
         try:
-            await self._load(wait.model, wait.ask)
+            coming = await self._load(wait.model, wait.ask)
         except HeldUpError as held_up:
             if self._waited_seconds(wait) >= HELD_UP_SECONDS:
                 raise
             wait.held_up = held_up
         else:
             wait.held_up = None
-            wait.loads |= {state.id for state in pending(self.runtime.fleet, wait.model)}
+            # Asked for by name: it may have failed before we got to look.
+            wait.loads |= {coming} if coming is not None else set()
 
-    async def _load(self, model: ModelName, ask: Ask) -> None:
+    async def _load(self, model: ModelName, ask: Ask) -> ReplicaId | None:
         shut = frozenset(candidate.replica for candidate in self._board.shut_ones() if candidate.model == model)
         caller = ask.caller or Caller(Actor("system", self.runtime.process))
         try:
-            await self._loader.begin(model, shut=shut, caller=caller)
+            return await self._loader.begin(model, shut=shut, caller=caller)
         except ModelyardError as refused:
             if shut and not isinstance(refused, UnavailableError | HeldUpError):
                 names = ", ".join(sorted(shut))
@@ -337,40 +340,43 @@ class Router:
 
     def _hear(self, report: RouterReport) -> None:
         if report.router != self.incarnation:
-            self._hear_others(used=report.last_used_ns)
+            told = msgspec.structs.replace(report, in_flight={}) if report.leaving else report
+            self._queues.wake_first(self._board.hear([told], used=report.last_used_ns))
 
-    def _hear_others(self, *, used: Iterable[ReplicaId]) -> None:
-        others: dict[ReplicaId, int] = {}
-        for report in self.runtime.demand.live_routers(now_ns=self.runtime.clock.monotonic_ns()):
-            if report.router != self.incarnation:
-                for replica, leases in report.in_flight.items():
-                    others[replica] = others.get(replica, 0) + leases
-        self._board.hear(others, used=used)
+    def _hear_live(self) -> None:
+        """Forget routers that fell silent, and learn what heartbeats tell after a restart."""
+        demand, now_ns = self.runtime.demand, self.runtime.clock.monotonic_ns()
+        others = [report for report in demand.live_routers(now_ns=now_ns) if report.router != self.incarnation]
+        live = {report.router for report in others}
+        self._queues.wake_first(self._board.hear(others, live=live, used=demand.last_used_ns))
 
     # What is due by time alone.
 
     async def _run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_house(), name="router-house")
+            tell = self._reporter.keep_telling(lambda: self._report(leaving=False), lambda: self._board.changes)
+            tasks.create_task(tell, name="router-report")
+
+    async def _keep_house(self) -> None:
         tick = 0
         while True:
             try:
                 await self._tick(tick)
             except UnavailableError as away:
-                _log.debug("report not published", problem=away.detail)
-            await self.runtime.clock.sleep(ROUTER_REPORT_SECONDS)
+                _log.debug("uses not told", problem=away.detail)
+            await self.runtime.clock.sleep(_TICK_SECONDS)
             tick += 1
 
     async def _tick(self, tick: int) -> None:
         for lease in self._book.expired(now_ns=self.runtime.clock.now_ns()):
             self.release(lease)
-        if tick % _SECOND_TICKS == 0:
-            # Forgets routers that fell silent, and learns what heartbeats tell after a restart.
-            self._hear_others(used=self.runtime.demand.last_used_ns)
-            self._queues.wake_all()
+        metrics.queued(self._queues.lengths())
         if tick % _REPROBE_TICKS == 0:
             self._checks.try_shut_ones()
-        metrics.queued(self._queues.lengths())
-        await self._reporter.publish(self._report(leaving=False))
         if tick % _SECOND_TICKS == 0:
+            self._hear_live()
+            self._queues.wake_all()
             await self._reporter.tell_workers(self._board.used())
 
     def _report(self, *, leaving: bool) -> RouterReport:
@@ -389,12 +395,5 @@ class Router:
             oldest_ns={} if leaving else oldest_ns,
             queued=dict(self._queues.lengths()),
             leaving=leaving,
-            tokens_used_ns=self._tokens_used(since_ns),
+            tokens_used_ns=tokens_used(self.runtime, since_ns),
         )
-
-    def _tokens_used(self, since_ns: int) -> dict[str, int]:
-        """Uses worth telling; of tokens that are gone nothing is kept."""
-        demand, known = self.runtime.demand, self.runtime.fleet.tokens
-        for name in demand.tokens_used_ns.keys() - known.keys():
-            del demand.tokens_used_ns[name]
-        return {name: at_ns for name, at_ns in demand.tokens_used_ns.items() if at_ns > since_ns}

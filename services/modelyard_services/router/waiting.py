@@ -117,6 +117,11 @@ class Queues:
             if line[index].wake():
                 return
 
+    def wake_first(self, models: Iterable[ModelName]) -> None:
+        """Something is free for whoever waits longest for one of `models`."""
+        for model in models:
+            self.wake_one(model)
+
     def wake(self, models: Iterable[ModelName]) -> None:
         """Something changed for everyone who waits for one of `models`."""
         for model in models:

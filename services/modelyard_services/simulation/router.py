@@ -4,7 +4,7 @@ Invariant: a lease is granted by the ranking that the product uses, and none on 
 not there (rules T1, T2, T4).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -112,11 +112,8 @@ class SimulatedRouter:
 
     def hear_others(self, *, now_ns: int) -> None:
         """What the other living routers hold."""
-        others: dict[ReplicaId, int] = {}
-        for report in self._demand.live_routers(now_ns=now_ns):
-            if report.router != self.name:
-                _add(others, report.in_flight)
-        self._board.hear(others, used=tuple(self._demand.last_used_ns))
+        others = [each for each in self._demand.live_routers(now_ns=now_ns) if each.router != self.name]
+        self._board.hear(others, live={each.router for each in others}, used=tuple(self._demand.last_used_ns))
 
     def try_again(self, ask: Ask) -> list[ReplicaId]:
         """Ask the replicas that are shut; those that answer are back."""
@@ -126,8 +123,3 @@ class SimulatedRouter:
                 self._board.reopen(candidate)
                 back.append(candidate.replica)
         return back
-
-
-def _add(sums: dict[ReplicaId, int], more: Mapping[ReplicaId, int]) -> None:
-    for replica, count in more.items():
-        sums[replica] = sums.get(replica, 0) + count
