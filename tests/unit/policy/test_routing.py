@@ -52,6 +52,15 @@ def test_then_the_one_with_most_free_vram_then_by_node_and_index() -> None:
     assert chosen([one, two]) == "r-2"
 
 
+def test_ties_go_to_the_first_node_by_name_and_its_lowest_index_whatever_the_replicas_ids_are() -> None:
+    """T1: ids are random, so a choice by them would be one nobody can foresee."""
+    one, two = two_replicas()
+    one.node, two.node = NodeName("n2"), NodeName("n1")
+    assert chosen([one, two]) == "r-2"
+    one.node, one.replica_index = two.node, two.replica_index + 1
+    assert chosen([one, two]) == "r-2"
+
+
 def test_a_full_shut_or_avoided_replica_is_passed_over() -> None:
     """T7, T4."""
     one, two = two_replicas()
