@@ -213,7 +213,8 @@ async def test_a_process_that_is_not_ready_in_time_is_ended_and_fails_to_load(tm
     async with supervised(tmp_path, told) as processes:
         await processes.start(request("r1", script("import time; time.sleep(600)", ready_timeout=0.5)))
         failed = await told.wait(LoadFailed)
-        assert failed.detail == "not ready within 0.5 s: connection refused"
+        # On a busy machine even a refusal takes longer than the last probe has.
+        assert failed.detail.removeprefix("not ready within 0.5 s: ") in {"connection refused", "no answer in time"}
         assert marked(tmp_path) == []
 
 

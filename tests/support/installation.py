@@ -30,11 +30,11 @@ from modelyard_services.supervisor.proof import Hashes, hashes_of
 from modelyard_services.supervisor.settings import Endpoints
 from modelyard_services.supervisor.up import Running
 
-START_SECONDS = 90.0
+START_SECONDS = 240.0
 """A start takes some three seconds; on a machine that runs everything else as well, many times that."""
 
 STOP_SECONDS = 60.0
-SETTLE_SECONDS = 60.0
+SETTLE_SECONDS = 120.0
 """How long a fleet may take to be again as it should, on a busy machine."""
 
 POLL_SECONDS = 0.1

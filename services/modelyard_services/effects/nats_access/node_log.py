@@ -97,7 +97,7 @@ class NodeLog:
         while True:
             try:
                 async with asyncio.timeout(OFFER_SECONDS_MAX):
-                    await self._offer(position)
+                    await heed(self._offer(position))
                 async with contextlib.aclosing(self._pulled(position)) as events:
                     async for event in events:
                         position, failures = event.sequence, 0
