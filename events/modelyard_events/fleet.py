@@ -18,7 +18,8 @@ EvictionOrder = Literal["lru", "size"]
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What operators change at run time; every figure is BEHAVIOURS' default.
 
-    `max_loaded_models` is per node, loads under way included; 0 is no limit (rule C8).
+    `max_loaded_models` is per node, loads under way included; a timeout of 0 is off; `reclaim_memory` ends idle
+    replicas on nodes that are nearly full (rule C8).
     """
 
     reconciler_frozen: bool = False
@@ -33,6 +34,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_residency_seconds: float = 60.0
     eviction_order: EvictionOrder = "lru"
     max_loaded_models: int = 0
+    idle_timeout_seconds: float = 0.0
+    busy_timeout_seconds: float = 0.0
+    reclaim_memory: bool = False
 
 
 class FleetSettingsChanged(FleetEvent, frozen=True, kw_only=True, tag="fleet.settings_changed.v1"):

@@ -250,7 +250,7 @@ _ALL: Final[tuple[AnyEvent, ...]] = (
     ),
     ModelDeclaredSatisfiable(model=MODEL, cause="node gpu-3 joined"),
     FleetSettingsChanged(
-        settings=Settings(True, True, 60.0, 30.0, 300.0, 0.5, 120.0, 5, 60.0, 30.0, "size", 2),
+        settings=Settings(True, True, 60.0, 30.0, 300.0, 0.5, 120.0, 5, 60.0, 30.0, "size", 2, 900.0, 300.0, True),
         changed=("lost_after_seconds",),
     ),
     FleetMassLossDeclared(nodes=(NODE, "gpu-2"), fleet_size=4),

@@ -29,6 +29,7 @@ from modelyard_services.policy.desired import (
 )
 from modelyard_services.policy.ending import begin_drain
 from modelyard_services.policy.placement import Request, place
+from modelyard_services.policy.victims import is_pinned
 
 PLACEMENTS_MAX: Final = 64
 """Placements of one model in one pass: a fleet's cold start shares the pass among its models, and the events of
@@ -38,7 +39,7 @@ this pass start the next one."""
 def scale(view: View, model: ModelState) -> list[Action]:
     """The model's next steps towards what its schedule and its load ask for."""
     if model.schedule is None:
-        return []
+        return _idle_for_long(view, model, sorted(counted(view.fleet, model), key=partial(_first_to_go, view)))
     # An open breaker holds back what would be placed, and nothing of what would end (C5).
     held = is_held(model, view.moment.log_ns)
     if isinstance(model.options.mode, SpreadAll):
@@ -183,9 +184,9 @@ def _idle_above_floor(view: View, model: ModelState, surplus: Sequence[ReplicaSt
 
 
 def _idle_for_long(view: View, model: ModelState, surplus: Sequence[ReplicaState]) -> list[Action]:
-    """Down to the floor, and to nothing where that is zero."""
-    seconds = model.options.idle_timeout_seconds
-    if seconds is None:
+    """Down to the floor, and to nothing where that is zero: by the model's own timeout, else by the fleet's (C8)."""
+    seconds = model.options.idle_timeout_seconds or view.fleet.settings.idle_timeout_seconds
+    if not seconds:
         return []
     idle = [state for state in surplus if _idle_seconds(view, state) >= seconds]
     gone = idle[: max(0, len(surplus) - floor(model))]
@@ -205,7 +206,7 @@ def _first_to_go(view: View, state: ReplicaState) -> tuple[int, int, int, str]:
 def _idle_seconds(view: View, state: ReplicaState) -> float:
     """How long a replica has had nothing to do; 0 where that isn't known, or where it is pinned."""
     # Before every living router could be heard, a replica without leases isn't known to be idle.
-    if state.pinned or not is_ready(state) or view.in_flight(state.id) or not view.moment.knows_routers:
+    if is_pinned(view.fleet, state) or not is_ready(state) or view.in_flight(state.id) or not view.moment.knows_routers:
         return 0.0
     used_ns = max(view.demand.last_used_ns.get(state.id, 0), state.loaded_ns or state.since_ns)
     return (view.moment.log_ns - used_ns) / NANOSECONDS

@@ -30,6 +30,8 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "min_residency_seconds": (0, WEEK_SECONDS),
     # A node has at most 900 replicas (rule R2); 0 is no limit.
     "max_loaded_models": (0, 900),
+    "idle_timeout_seconds": (0, WEEK_SECONDS),
+    "busy_timeout_seconds": (0, WEEK_SECONDS),
 }
 """Smallest and largest value of every figure."""
 
