@@ -60,6 +60,8 @@ def test_the_same_configuration_again_is_nothing() -> None:
     applied(world, configuration)
     assert apply(world.fleet, configuration) == []
     assert apply(world.fleet, configuration, prune=True) == []
+    world.append(*apply(world.fleet, configuration, source=None))
+    assert apply(world.fleet, configuration, source=None) == []
 
 
 def test_over_the_api_entries_are_the_api_s_and_at_a_start_those_of_their_documents() -> None:
