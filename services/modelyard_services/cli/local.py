@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import yaml
@@ -16,11 +16,16 @@ from cyclopts import Parameter
 from modelyard_events.ids import LabelKey
 from modelyard_events.names import label_value, node_name, operator_label_key
 from modelyard_events.sizes import parse_size, parse_vram_budget
-from modelyard_services.cli.session import CommandFailedError, console
+from modelyard_services.cli.session import CommandFailedError, Session, console
 from modelyard_services.errors import InvalidRequestError
+from modelyard_services.supervisor.settings import Endpoints
 
 Serve = Callable[[asyncio.Event], Awaitable[None]]
 LogLevel = Literal["debug", "info", "warning", "error"]
+Here = Annotated[Session, Parameter(parse=False)]
+
+SECRETS: Final = frozenset({"registration_token", "token", "database_url"})
+"""Of the endpoints: not for a terminal that others may look at."""
 
 
 def up(  # noqa: PLR0913 - one option per setting
@@ -39,6 +44,7 @@ def up(  # noqa: PLR0913 - one option per setting
     vram: str | None = None,
     auto_approve: bool | None = None,
     log_level: LogLevel = "info",
+    session: Here,
 ) -> None:
     """Run everything on this machine: servers, control plane, workers. Data stays in --data-dir.
 
@@ -104,17 +110,26 @@ def up(  # noqa: PLR0913 - one option per setting
     )
 
     def on_ready(running: Running) -> None:
-        out = console()
-        for name, value in msgspec.structs.asdict(running.endpoints).items():
-            shown = "(in endpoints.json)" if name in {"registration_token", "token", "database_url"} else value
-            if value is not None:
-                out.print(f"{name:<20} {shown}", highlight=False)
-        for warning in warnings:
-            out.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
-        out.print(f"ready; {data_dir / 'endpoints.json'} has the secrets, Ctrl-C stops", highlight=False)
-        sys.stdout.flush()
+        _announce(running.endpoints, tuple(warnings), file=data_dir / "endpoints.json", session=session)
 
     run_process(lambda stop: run_up(settings, stop, on_ready=on_ready), log_level="warning")
+
+
+def _announce(endpoints: Endpoints, warnings: tuple[str, ...], *, file: Path, session: Session) -> None:
+    """Say where everything is; the secrets stay in `file`."""
+    told = {name: value for name, value in msgspec.structs.asdict(endpoints).items() if value is not None}
+    told |= dict.fromkeys(SECRETS & told.keys(), "(in endpoints.json)")
+    if session.as_json:
+        public = {name: value for name, value in told.items() if name not in SECRETS}
+        session.show_json(public | {"endpoints_file": str(file), "warnings": list(warnings)})
+    else:
+        out = console()
+        for name, value in told.items():
+            out.print(f"{name:<20} {value}", highlight=False)
+        for warning in warnings:
+            out.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        out.print(f"ready; {file} has the secrets, Ctrl-C stops", highlight=False)
+    sys.stdout.flush()
 
 
 def demo(*, data_dir: Path | None = None, port: int = 0) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Env
 
 from modelyard_events.errors import InvalidValueError
 from modelyard_services.cli import (
@@ -31,12 +30,13 @@ from modelyard_services.cli.session import (
     Session,
     console,
 )
+from modelyard_services.cli.variables import Variables
 from modelyard_services.errors import InvalidRequestError, ModelyardError
 
 app = App(
     name="modelyard",
     help="The event-sourced scheduler for fleets of GPU nodes that serve AI models.",
-    config=Env("MODELYARD_", command=False),
+    config=Variables(),
 )
 app.command(nodes.app)
 app.command(nodes.ls, name="nodes")

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from modelyard_services.cli.main import app
+from modelyard_services.cli.variables import is_option, variable_of
 from modelyard_services.policy.entries import ModelBody, ScheduleBody
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "configuration.md"
@@ -30,8 +31,9 @@ _INTRODUCTION: Final = """# Configuration
 
 Made from the program by `python -m tests.unit.cli.configuration_page`; a test fails when it is stale.
 
-Every option is also a variable: `--nats-url` is `MODELYARD_NATS_URL`. An option wins over its variable. Give secrets
-(URLs with passwords, tokens, seeds) as variables: others can read command lines. `modelyard COMMAND --help` tells more.
+Every option of every command is also a variable: `--nats-url` is `MODELYARD_NATS_URL`. An option wins over its
+variable. What a command acts on (a node, a model, a token's name) is no option and has none. Give secrets (URLs with
+passwords, tokens, seeds) as variables: others can read command lines. `modelyard COMMAND --help` tells more.
 
 ## Every command
 
@@ -39,7 +41,7 @@ Every option is also a variable: `--nats-url` is `MODELYARD_NATS_URL`. An option
 |---|---|---|---|
 | `--api` | `MODELYARD_API` | `http://127.0.0.1:7070` | where the API is |
 | `--token` | `MODELYARD_TOKEN` | | who asks |
-| `--json` | | | print the API's own answer |
+| `--json` | `MODELYARD_JSON` | `False` | print the API's own answer |
 """
 
 _FILE: Final = """
@@ -103,12 +105,12 @@ def _process(command: str) -> str:
 def _options(command: str) -> Iterator[tuple[str, str, str, str]]:
     for argument in app[command].assemble_argument_collection(parse_docstring=True):
         name = argument.names[0]
-        if not argument.parse or not name.startswith("--"):
+        if not is_option(argument) or not name.startswith("--"):
             continue
         default = argument.field_info.default
         shown = "" if default is None else "required" if default is argument.field_info.empty else f"`{default}`"
         told = str(argument.parameter.help or "").replace("\n", " ")
-        yield name, "MODELYARD_" + name.removeprefix("--").upper().replace("-", "_"), shown, told
+        yield name, variable_of(name), shown, told
 
 
 def _fields(title: str, body: type[msgspec.Struct], *required: str) -> str:
