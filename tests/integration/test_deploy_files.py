@@ -12,6 +12,8 @@ import yaml
 
 from modelyard_services.cli.main import app
 from modelyard_services.effects.embedded.binaries import nats_server
+from modelyard_services.supervisor.programs import STOP_SECONDS
+from tests.unit.cli.commands import arguments, commands
 from tests.unit.cli.configuration_page import PROCESSES, variables
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
@@ -63,6 +65,49 @@ def test_a_whole_installation_is_started() -> None:
     assert {words[0] for where, words in ours().items() if "compose" in where} == needed
     assert {words[0] for where, words in ours().items() if "compose" not in where} == needed
     assert sum(name.startswith("nats-") for name in compose()["services"]) == 3
+
+
+DOCUMENTS: Final = sorted([DEPLOY.parent / "README.md", *DEPLOY.rglob("*.md"), *(DEPLOY.parent / "docs").glob("*.md")])
+TOLD: Final = re.compile(r"(?:^|`|\$ |/)modelyard ((?:--[a-z]+ \S+ )?[a-z][^`\n|;]*)", re.MULTILINE)
+
+
+def told_commands() -> list[tuple[str, str]]:
+    """Every command line that a document tells its reader to type, by its document."""
+    found = [(file, line) for file in DOCUMENTS for line in TOLD.findall(file.read_text(encoding="utf-8"))]
+    return sorted({(str(file.relative_to(DEPLOY.parent)), line.split("#")[0].strip(" &,.")) for file, line in found})
+
+
+@pytest.mark.parametrize(("document", "line"), told_commands())
+def test_the_documents_tell_of_commands_and_options_that_exist(document: str, line: str) -> None:
+    """Whoever copies a line from the documents at three in the morning must not be told that it is wrong."""
+    known = dict(commands())
+    words = line.split()
+    while words and words[0].startswith("--"):
+        words = words[2:]  # --api URL, --token TOKEN
+    path = next((tuple(words[:count]) for count in (2, 1) if tuple(words[:count]) in known), None)
+    groups = {path[0] for path in known if len(path) > 1}
+    assert path is not None or words[0] in groups, f"{document}: there is no command {line!r}"
+    if path is None:
+        return
+    options = {name for each in arguments(known[path]) for name in each.names} | {
+        "--json",
+        "--api",
+        "--token",
+        "--help",
+    }
+    named = {word.split("=")[0] for word in words if word.startswith("--") and word != "--"}
+    assert named <= options, f"{document}: {line!r}"
+
+
+def test_what_stops_has_longer_than_it_takes() -> None:
+    """X14: a process that is killed while it says goodbye is one that the fleet must find lost."""
+    services = compose()["services"]
+    for name in ours():
+        if name.startswith("compose.yaml: "):
+            grace = services[name.removeprefix("compose.yaml: ")]["stop_grace_period"]
+            assert float(grace.removesuffix("s")) > STOP_SECONDS, name
+    for unit in UNITS:
+        assert float(dict(settings_of(unit))["TimeoutStopSec"]) > STOP_SECONDS, unit.name
 
 
 def test_every_variable_is_one_that_a_command_reads() -> None:

@@ -14,6 +14,9 @@ import httpx
 from modelyard_services.effects.embedded.process import Child, StopStep
 
 READY_SECONDS: Final = 1.0
+STOP_SECONDS: Final = 20.0
+"""Ten for open requests, five for gRPC, two for the last spans, and some to spare."""
+
 START_SECONDS_MAX: Final = 60.0
 """A process imports for a second or two, then folds the log: a minute covers tens of millions of events."""
 
@@ -25,7 +28,7 @@ def program(
     environment: Mapping[str, str],
     log_directory: Path,
     ready_url: str | None,
-    stop_seconds: float = 15.0,
+    stop_seconds: float = STOP_SECONDS,
 ) -> Child:
     """One of our own commands as a child; ready once `ready_url` answers 200, or at once without one."""
     # One client for all looks: making one loads certificates, which costs more than the look itself.
