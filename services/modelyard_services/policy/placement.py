@@ -4,6 +4,8 @@ Invariant: what is placed fits by the fleet it was decided on, and the append gu
 relied on: the node (slots, memory, groups) and the model (its count), so of two deciders one loses (X21).
 """
 
+from typing import Final
+
 import msgspec
 
 from modelyard_events.decision import Decision, Figure
@@ -28,6 +30,9 @@ from modelyard_services.policy.memory import choose_devices, room
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.survey import Survey, Surveyor, considered, survey
 from modelyard_services.policy.victims import PASSING
+
+HELD_UP_SECONDS: Final = 30.0
+"""How long a load that others are in the way of is asked for again, once a second (rule P4)."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

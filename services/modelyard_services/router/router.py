@@ -28,6 +28,7 @@ from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing import span
 from modelyard_services.errors import ModelyardError, OverloadedError, ReplicaFailedError, UnavailableError
 from modelyard_services.policy.affinity import Affinity, Hint, Pick
+from modelyard_services.policy.placement import HELD_UP_SECONDS
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.routing import Candidate
 from modelyard_services.router import metrics
@@ -40,9 +41,6 @@ from modelyard_services.router.probes import Prober
 from modelyard_services.router.reports import USE_TOLD_NS, Reporter, readings_with, tokens_used
 from modelyard_services.router.waiting import RETRY_SECONDS, Place, Queues
 from modelyard_services.settings import RouterSettings
-
-HELD_UP_SECONDS: Final = 30.0
-"""How long a load that others are in the way of is asked for again, once a second (rule P4)."""
 
 LOADS_TRIED_MAX: Final = 3
 """Failed loads that one request waits through: other nodes get a try, a broken model doesn't get the fleet (T6)."""

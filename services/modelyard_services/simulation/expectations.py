@@ -3,6 +3,7 @@
 Invariant: an expectation looks and changes nothing; one that fails says what was found instead.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Final, get_args
 
 from modelyard_events.spec import ScheduleSource
@@ -24,26 +25,21 @@ def expect(words: Words) -> Act:
     expect no whisper [on gpu-1]
     expect 3 requests whisper on gpu-1        so many run there
     expect node gpu-1 lost
+    expect breaker whisper open               or shut
     expect schedule whisper file              it is there, and who set it; `no` where it has none
     expect label gpu-1 tier=gold
     expect refused no free slot               the last refusal says that
+    expect answered a#0 is pinned             what the last request was told that had waited in vain
     expect accepted                           the last command was not refused
     ```
     """
-    if words.next_is("refused"):
-        return _refused(words.rest())
-    if words.next_is("accepted"):
-        return lambda world: world.refused or None
-    if words.next_is("node"):
-        return _node(words.node(), words.one_of(*STATES))
-    if words.next_is("label"):
-        return _label(words)
-    if words.next_is("schedule"):
-        return _schedule(words)
-    return _replicas(words)
+    about = next((name for name in _ABOUT if words.next_is(name)), None)
+    return _replicas(words) if about is None else _ABOUT[about](words)
 
 
-def _refused(said: str) -> Act:
+def _refused(words: Words) -> Act:
+    said = words.rest()
+
     def act(world: World) -> str | None:
         if not world.refused:
             return "the last command was accepted"
@@ -52,7 +48,14 @@ def _refused(said: str) -> Act:
     return act
 
 
-def _node(name: str, wanted: str) -> Act:
+def _answered(words: Words) -> Act:
+    said = words.rest()
+    return lambda world: None if said in world.answered else f"the last answer says: {world.answered or 'nothing'}"
+
+
+def _node(words: Words) -> Act:
+    name, wanted = words.node(), words.one_of(*STATES)
+
     def act(world: World) -> str | None:
         found = next((_state(node) for node in world.fleet.nodes.values() if node.name == name), "gone")
         return None if found == wanted else f"node {name} is {found}"
@@ -66,6 +69,17 @@ def _label(words: Words) -> Act:
     def act(world: World) -> str | None:
         found = world.fleet.nodes[name].labels.get(key) if name in world.fleet.nodes else None
         return None if found == value else f"label {key} of {name} is {found!r}"
+
+    return act
+
+
+def _breaker(words: Words) -> Act:
+    name, wanted = words.model(), words.one_of("open", "shut")
+
+    def act(world: World) -> str | None:
+        model = world.fleet.models.get(name)
+        found = "shut" if model is None or model.breaker is None else "open"
+        return None if found == wanted else f"the breaker of {name} is {found}"
 
     return act
 
@@ -131,3 +145,15 @@ def _state(node: NodeState) -> str:
                 return node.admission
             intent = type(node.intent).__name__.lower().removeprefix("node")
             return "serving" if isinstance(node.intent, Schedulable) else intent
+
+
+_ABOUT: Final[Mapping[str, Callable[[Words], Act]]] = {
+    "refused": _refused,
+    "answered": _answered,
+    "accepted": lambda _words: lambda world: world.refused or None,
+    "node": _node,
+    "label": _label,
+    "breaker": _breaker,
+    "schedule": _schedule,
+}
+"""Everything that can be expected but replicas and requests."""

@@ -16,6 +16,7 @@ NUMBER_MAX: Final = 1_000_000
 """Of any figure in a story: beyond it somebody mistyped."""
 
 _WORD: Final = re.compile(r"\S+")
+_REMARK: Final = re.compile(r"(?:^|(?<=\s))#")
 _END: Final = "the end of the line"
 
 
@@ -24,12 +25,12 @@ class ScenarioError(InvalidRequestError):
 
 
 class Words:
-    """The words of line `number` of the story `name`, taken from the left; `#` begins a remark."""
+    """The words of line `number` of the story `name`, taken from the left; `#` before a word begins a remark."""
 
     def __init__(self, name: str, number: int, line: str) -> None:
         self.name = name
         self.number = number
-        said = line.partition("#")[0].rstrip()
+        said = _REMARK.split(line, maxsplit=1)[0].rstrip()
         self.text = said.strip()
         self._left = [(found.start() + 1, found.group()) for found in _WORD.finditer(said)]
         self._column = 1

@@ -22,7 +22,7 @@ from modelyard_services.policy.configuration import Configuration
 from modelyard_services.policy.facts import report
 from modelyard_services.policy.liveness import judge
 from modelyard_services.policy.look import look
-from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place
+from modelyard_services.policy.placement import HELD_UP_SECONDS, Outcome, Request, load_on_demand, place
 from modelyard_services.policy.probing import INTERVAL_SECONDS, MISSES_MAX, Answer, misses_after
 from modelyard_services.policy.readings import read
 from modelyard_services.policy.reconcile import reconcile
@@ -61,17 +61,20 @@ class RestlessError(Exception):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """A request that found no replica yet."""
+    """A request that found no replica yet; `held_up` while others are in its way, when it was `asked` for last."""
 
     model: ModelName
     router: str
     since: int
+    held_up: bool = False
+    asked: int = 0
 
 
 class World:
     """A fleet, its machines and routers, and the time in whole seconds since the start.
 
-    `watch_log` is told every append, `say` what happens beside the log. `refused` is what the last refusal said.
+    `watch_log` is told every append, `say` what happens beside the log. `refused` is what the last
+    refusal said, `answered` what the last request was told that had waited in vain.
     """
 
     def __init__(self, watch_log: Watcher, say: Speaker = lambda _what, _text: None) -> None:
@@ -85,6 +88,7 @@ class World:
         self.written = Configuration()
         self.answers: dict[ReplicaId, Answer] = {}
         self.refused = ""
+        self.answered = ""
         self.say = say
         self._misses: dict[ReplicaId, int] = {}
         self._watch = Watch()
@@ -159,23 +163,43 @@ class World:
     def request(self, model: ModelName, router: str) -> None:
         """One request: sent to the best replica, else it waits for one that loads, or is refused."""
         shut = self._send(model, router)
-        if shut is None:
-            return
-        self.load(model, shut=shut)
-        if not self.refused:
-            self.waiting.append(Waiting(model, router, self.seconds))
+        if shut is not None:
+            self._wait(Waiting(model, router, self.seconds), shut)
 
     def serve_waiting(self) -> bool:
-        """Send on what waits and can be served; whether any was."""
+        """Send on what waits and can be served, and ask again for what is held up; whether any was sent."""
         waiting, self.waiting = self.waiting, []
+        refused_before = self.refused
         for one in waiting:
-            if self._send(one.model, one.router) is None:
+            shut = self._send(one.model, one.router)
+            if shut is None:
                 continue
-            if self.seconds - one.since >= WAIT_SECONDS:
-                self.say("answer", f"{one.model} model_loading: not ready within {WAIT_SECONDS} s")
+            if one.held_up and one.asked < self.seconds:
+                self._wait(one, shut)
+            elif self.seconds - one.since >= WAIT_SECONDS:
+                self._answer(one, f"model_loading: not ready within {WAIT_SECONDS} s")
             else:
                 self.waiting.append(one)
+        self.refused = refused_before
         return len(self.waiting) < len(waiting)
+
+    def _wait(self, one: Waiting, shut: frozenset[ReplicaId]) -> None:
+        """Ask for a replica, and wait for it; where others are in its way, ask again each second (rule P4)."""
+        answer = self.load(one.model, shut=shut)
+        if not self.refused:
+            self.waiting.append(msgspec.structs.replace(one, held_up=False))
+        elif answer.refused is None or not answer.refused.held_up or self.seconds - one.since >= HELD_UP_SECONDS:
+            self._answer(one, self.refused)
+        else:
+            if not one.held_up:
+                self.say("waits", f"{one.model} {self.refused}")
+            self.waiting.append(msgspec.structs.replace(one, held_up=True, asked=self.seconds))
+            self.refused = ""
+
+    def _answer(self, one: Waiting, answer: str) -> None:
+        self.answered = answer
+        if self.seconds > one.since:
+            self.say("answer", f"{one.model} {answer}")
 
     def _send(self, model: ModelName, name: str) -> frozenset[ReplicaId] | None:
         """None once the request is with a replica, else those that answered no probe."""

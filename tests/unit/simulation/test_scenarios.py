@@ -92,6 +92,18 @@ def test_a_request_waits_for_a_model_that_loads_and_is_answered_when_its_patienc
     assert "model_loading: not ready within 60 s" in str(hanging)
 
 
+def test_a_remark_begins_before_a_word_and_not_within_one() -> None:
+    story = "# all of it\nload nobody  # and this\nexpect refused model_unknown: no model is\nexpect refused a#0"
+    told = [line.text for line in tell(read_story(story)).lines if line.failed]
+    assert len(told) == 1
+    assert told[0].startswith("line 4: the refusal says: model_unknown")
+
+
+def test_a_bad_figure_is_refused_as_a_command_would_be() -> None:
+    transcript = tell(read_story("node n\nworker n joins\nslots n 0\nexpect refused out of range"))
+    assert transcript.failures == 0, str(transcript)
+
+
 def test_a_request_that_finds_every_replica_silent_asks_for_another_one() -> None:
     """T4, X14: cold loading starts only when none is left, and never in the place of one that merely is busy."""
     transcript = tell(
