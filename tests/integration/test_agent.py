@@ -362,8 +362,8 @@ async def test_a_replica_that_got_ready_unheard_is_published_by_the_next_worker(
 
 
 async def test_a_worker_whose_name_was_taken_in_mid_life_ends_in_order(yard: Yard, tmp_path: Path) -> None:
-    """N3, X26: it was lost, another one has the name; its processes are nobody's and end with it."""
-    first = yard.worker()
+    """N3, X26: it was lost, another one has the name; its processes end, though it was to keep them."""
+    first = yard.worker(at_end="keep")
     await yard.until(lambda fleet: N1 in fleet.nodes)
     await yard.place()
     await yard.ready()
