@@ -12,6 +12,7 @@ use, plan A is cheaper than B where the most recently used replica that they don
 takes fewer.
 """
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -32,10 +33,13 @@ from modelyard_services.policy.filters import (
     vram_rejection,
 )
 from modelyard_services.policy.memory import Space, choose_devices
-from modelyard_services.policy.victims import Resident, residents
+from modelyard_services.policy.victims import Resident, Spares, residents
 
 UNHELPFUL: Final = (*FIXED_FILTERS.values(), disk_short, node_full, backing_off)
 """What no eviction changes."""
+
+LOOKED_INTO_MAX: Final = 8
+"""Nodes looked into for what would help, when no plan exists: the closest, for a fleet has thousands."""
 
 Cost = tuple[object, ...]
 
@@ -74,8 +78,8 @@ class Blocked(msgspec.Struct, frozen=True):
     node: NodeState
     filter: str
     holders: tuple[Resident, ...]
-    keys: tuple[Resident, ...]
     short: int | None
+    keys: tuple[Resident, ...] = ()
 
 
 class Search(msgspec.Struct, frozen=True):
@@ -87,25 +91,26 @@ class Search(msgspec.Struct, frozen=True):
 
 def make_room(scene: Scene, nodes: Iterable[NodeState]) -> Search:
     """The cheapest plan over `nodes`."""
+    spares: Spares = {}
     trials = [
-        Trial(scene, node, residents(scene, scene.fleet.replicas_on(node.name)))
+        Trial(scene, node, residents(scene, scene.fleet.replicas_on(node.name), spares))
         for node in nodes
         if node.replicas and _could_help(scene, node)
     ]
     trials.sort(key=lambda trial: trial.at_least)
     best: tuple[Cost, Plan] | None = None
-    blocked: list[Blocked] = []
+    blocked: list[tuple[Blocked, Trial]] = []
     for trial in trials:
         if best is not None and best[0] < trial.at_least:
             break
         found = trial.plan()
         if isinstance(found, Blocked):
-            blocked.append(found)
+            blocked.append((found, trial))
         elif best is None or found[0] < best[0]:
             best = found
     if best is not None:
         return Search(best[1])
-    return Search(blocked=min((each for each in blocked if each.holders), key=_distance, default=None))
+    return Search(blocked=_nearest(blocked))
 
 
 class Trial:
@@ -137,6 +142,16 @@ class Trial:
         if lack is not None:
             return self._blocked(lack)
         return min((self._prune(order) for order in self._orders(pool)), key=lambda found: found[0])
+
+    def with_keys(self, blocked: Blocked) -> Blocked:
+        """`blocked`, as `plan` has just found it, with those of its holders whose end alone would do."""
+        keys = []
+        for each in blocked.holders:
+            self._take(each)
+            if self._lack() is None:
+                keys.append(each)
+            self._put_back(each)
+        return msgspec.structs.replace(blocked, keys=tuple(keys))
 
     def _pool(self) -> list[Resident]:
         """All that may go for memory, and whoever holds one of the groups, however young (rule P4)."""
@@ -260,19 +275,21 @@ class Trial:
             holders = [each for each in holders if each.state.id in self._in_way]
         if lack in {"slot", "max_per_node"}:
             holders = []  # its own limits are in the way, and no other model
-        keys = []
-        for each in holders:
-            self._take(each)
-            if self._lack() is None:
-                keys.append(each)
-            self._put_back(each)
-        return Blocked(self._node, lack, tuple(holders), tuple(keys), self._short() if lack == "vram" else None)
+        return Blocked(self._node, lack, tuple(holders), self._short() if lack == "vram" else None)
 
 
 def _could_help(scene: Scene, node: NodeState) -> bool:
     return all(judge(scene, node) is None for judge in UNHELPFUL) and fits_when_empty(scene.wish, node)
 
 
-def _distance(blocked: Blocked) -> Cost:
-    """How far a node is from a plan: one replica in the way, or the least memory missing."""
-    return not blocked.keys, blocked.short or 0, len(blocked.holders), blocked.node.name
+def _nearest(found: list[tuple[Blocked, Trial]]) -> Blocked | None:
+    """The node that is closest to a plan: one replica in the way, or the least memory missing."""
+    closest = heapq.nsmallest(
+        LOOKED_INTO_MAX, (each for each in found if each[0].holders), key=lambda e: _distance(e[0])
+    )
+    looked_into = [trial.with_keys(blocked) for blocked, trial in closest]
+    return min(looked_into, key=lambda each: (not each.keys, *_distance(each)), default=None)
+
+
+def _distance(blocked: Blocked) -> tuple[int, int, str]:
+    return blocked.short or 0, len(blocked.holders), blocked.node.name

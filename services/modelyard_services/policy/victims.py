@@ -57,11 +57,15 @@ class Resident(msgspec.Struct, frozen=True):
         return f"{self.state.model}#{self.state.replica_index}"
 
 
-def residents(scene: Scene, replicas: Iterable[ReplicaState]) -> list[Resident]:
+Spares = dict[str, int | None]
+"""What `spare` found, by model: kept over the nodes of one search."""
+
+
+def residents(scene: Scene, replicas: Iterable[ReplicaState], spares: Spares | None = None) -> list[Resident]:
     """`replicas` of one node, those first that are least recently used."""
     found = [_resident(scene, state) for state in replicas]
     found.sort(key=lambda each: (each.used_ns, each.state.id))
-    return _above_floors(scene.fleet, found)
+    return _above_floors(scene.fleet, found, {} if spares is None else spares)
 
 
 def is_pinned(fleet: Fleet, state: ReplicaState) -> bool:
@@ -120,14 +124,16 @@ def _is_idle(scene: Scene, state: ReplicaState) -> bool:
     return scene.readings.knows_routers and not scene.readings.in_flight.get(state.id, 0)
 
 
-def _above_floors(fleet: Fleet, found: list[Resident]) -> list[Resident]:
+def _above_floors(fleet: Fleet, found: list[Resident], spares: Spares) -> list[Resident]:
     """Of a model that can lose only some, those go that aren't young, and then the least recently used."""
     left: dict[str, int | None] = {}
     needed: set[str] = set()
     for each in sorted(found, key=lambda each: each.obstacle == "young"):
         if each.leaving or each.obstacle not in {None, "young"}:
             continue
-        may_go = left.setdefault(each.state.model, spare(fleet, each.state))
+        if each.state.model not in spares:
+            spares[each.state.model] = spare(fleet, each.state)
+        may_go = left.setdefault(each.state.model, spares[each.state.model])
         if may_go is not None:
             left[each.state.model] = may_go - 1
             if may_go <= 0:

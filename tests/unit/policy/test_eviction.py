@@ -11,7 +11,7 @@ from modelyard_events.model import ModelReplicaDraining, ModelScheduleSet
 from modelyard_events.node import NodeVramBudgetOverridden
 from modelyard_events.replica import EndReason, ReplicaDrainStarted, ReplicaLoadFailed, ReplicaPlaced
 from modelyard_events.selectors import parse_selector
-from modelyard_events.sizes import Bytes
+from modelyard_events.sizes import Bytes, Fraction, VramBudget
 from modelyard_events.spec import Autoscale, Schedule, SpreadAll
 from modelyard_projections.fleet import Placed
 from modelyard_services.policy.models import define
@@ -281,9 +281,10 @@ def test_whoever_drains_with_requests_isnt_waited_for() -> None:
     assert set(evicted(ask(*history, readings=seen({"r-a": 1})))) == {"r-b"}
 
 
-def test_an_eviction_frees_enough_on_a_node_that_holds_more_than_its_budget() -> None:
-    """X7: what a budget lacks already isn't freed."""
-    shrunk = NodeVramBudgetOverridden(node="n1", vram_budget=Bytes(12 * GIB))
+@pytest.mark.parametrize("budget", [Bytes(12 * GIB), Fraction(0.75)])
+def test_an_eviction_frees_enough_on_a_node_that_holds_more_than_its_budget(budget: VramBudget) -> None:
+    """X7: what a budget lacks already isn't freed, of the node or of a device."""
+    shrunk = NodeVramBudgetOverridden(node="n1", vram_budget=budget)
     tenants = [*a_tenant("a"), *a_tenant("b")]
     outcome = ask(*a_node(), *tenants, shrunk, *wanted(), readings=seen(r_a=100, r_b=200))
     assert set(evicted(outcome)) == {"r-a", "r-b"}
