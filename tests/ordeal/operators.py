@@ -153,6 +153,9 @@ _SETTINGS: dict[str, Sequence[object]] = {
     "min_residency_seconds": (0.0, 5.0, 60.0),
     "eviction_order": ("lru", "size"),
     "max_loaded_models": (0, 0, 0, 1, 2, 3),
+    "idle_timeout_seconds": (0.0, 0.0, 20.0),
+    "busy_timeout_seconds": (0.0, 0.0, 20.0),
+    "reclaim_memory": (False, True),
 }
 """Those that a build doesn't have are left out."""
 
