@@ -164,6 +164,7 @@ class Schedule(msgspec.Struct, frozen=True, omit_defaults=True):
     max_per_node: Positive | None = None
     gpus: Positive = 1
     idle_timeout_seconds: Seconds | None = None
+    busy_timeout_seconds: Seconds | None = None
     target_in_flight: Annotated[float, msgspec.Meta(gt=0)] | None = None
     rollout: Literal["surge", "replace"] = "surge"
     affinity: Literal["none", "session", "prefix"] = "none"

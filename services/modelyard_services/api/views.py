@@ -142,6 +142,7 @@ class ScheduleView(msgspec.Struct, frozen=True):
     max_per_node: int | None
     gpus: int
     idle_timeout_seconds: float | None
+    busy_timeout_seconds: float | None
     target_in_flight: float | None
     rollout: str
     affinity: str
@@ -313,6 +314,7 @@ def schedule_view(model: ModelState) -> ScheduleView | None:
         max_per_node=schedule.max_per_node,
         gpus=schedule.gpus,
         idle_timeout_seconds=schedule.idle_timeout_seconds,
+        busy_timeout_seconds=schedule.busy_timeout_seconds,
         target_in_flight=schedule.target_in_flight,
         rollout=schedule.rollout,
         affinity=schedule.affinity,

@@ -52,6 +52,7 @@ class ScheduleBody(msgspec.Struct, frozen=True, kw_only=True):
     max_per_node: Count | None = None
     gpus: Annotated[int, msgspec.Meta(ge=1, le=GPUS_MAX)] | None = None
     idle_timeout_seconds: Seconds | None = None
+    busy_timeout_seconds: Seconds | None = None
     target_in_flight: Annotated[float, msgspec.Meta(gt=0, le=REPLICAS_MAX)] | None = None
     rollout: Literal["surge", "replace"] | None = None
     affinity: Literal["none", "session", "prefix"] | None = None

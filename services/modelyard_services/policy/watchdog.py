@@ -31,16 +31,22 @@ def watch(view: View) -> list[Action]:
 
 
 def _stuck(view: View) -> list[Action]:
-    limit = view.fleet.settings.busy_timeout_seconds
-    if not limit:
-        return []
-    oldest = _oldest_ns(view)
-    now_ns = view.moment.log_ns
-    return [
-        _end_busy(state, (now_ns - oldest[state.id]) / NANOSECONDS)
-        for state in view.fleet.replicas.values()
-        if is_ready(state) and state.id in oldest and now_ns - oldest[state.id] >= limit * NANOSECONDS
-    ]
+    found = []
+    for replica, began_ns in _oldest_ns(view).items():
+        state, seconds = view.fleet.replicas.get(replica), (view.moment.log_ns - began_ns) / NANOSECONDS
+        if state is not None and is_ready(state) and _is_too_long(view.fleet, state, seconds):
+            found.append(_end_busy(state, seconds))
+    return found
+
+
+def _is_too_long(fleet: Fleet, state: ReplicaState, seconds: float) -> bool:
+    limit = _busy_limit(fleet, state)
+    return bool(limit) and seconds >= limit
+
+
+def _busy_limit(fleet: Fleet, state: ReplicaState) -> float:
+    """The model's own, else the fleet's; 0 is none."""
+    return fleet.models[state.model].options.busy_timeout_seconds or fleet.settings.busy_timeout_seconds
 
 
 def _oldest_ns(view: View) -> dict[ReplicaId, int]:
@@ -62,10 +68,10 @@ def _end_busy(state: ReplicaState, seconds: float) -> Action:
 
 
 def _ended_busy(fleet: Fleet, _command: CommandId, *, replica: ReplicaId, seconds: float) -> Sequence[AnyEvent]:
-    limit = fleet.settings.busy_timeout_seconds
     state = fleet.replicas.get(replica)
-    if state is None or not limit or seconds < limit:
+    if state is None or not _is_too_long(fleet, state, seconds):
         return []
+    limit = _busy_limit(fleet, state)
     decision = why(fleet, "a request runs for longer than busy_timeout_seconds", seconds=seconds, limit=limit)
     # No time to drain: what it would wait for is what doesn't end, so the stop that follows is forced.
     return begin_drain(fleet, [replica], reason="busy_timeout", deadline_seconds=0, decision=decision)

@@ -87,6 +87,20 @@ def test_a_request_that_runs_for_too_long_ends_its_replica_by_force_though_it_is
     assert world.of(ReplicaStopRequested) == [ReplicaStopRequested(node="n1", replicas=(R1,), forced=True)]
 
 
+def test_a_models_own_busy_timeout_goes_before_the_fleets() -> None:
+    """C8: per model, in both directions, also while the fleet has none."""
+    for fleets, own, spared, ended in ((0.0, 60.0, 59, 60), (30.0, 60.0, 59, 60), (600.0, 60.0, 59, 60)):
+        schedule = ModelScheduleSet(model=M, schedule=Schedule(busy_timeout_seconds=own), source="api")
+        world = World(*an_approved_node(), *a_model(), *a_ready_replica(R1), schedule)
+        world.append(*([set_to(busy_timeout_seconds=fleets)] if fleets else []))
+        world.later(1_000)
+        a_busy(world, seconds=spared)
+        assert world.settle() == []
+        a_busy(world, seconds=ended)
+        world.settle()
+        assert drained(world) == [("r-1", "busy_timeout")]
+
+
 def test_a_router_that_is_gone_keeps_no_request_running() -> None:
     """C8, X16: its oldest request ended with it."""
     world = World(*an_approved_node(), *a_model(), *a_ready_replica(R1), set_to(busy_timeout_seconds=300.0))

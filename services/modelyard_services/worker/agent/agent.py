@@ -45,6 +45,7 @@ from modelyard_services.errors import (
 from modelyard_services.worker.agent.answers import Answers
 from modelyard_services.worker.agent.inventory import Inventory
 from modelyard_services.worker.agent.loads import Loads
+from modelyard_services.worker.agent.progress import progress_in
 from modelyard_services.worker.agent.reporter import Reporter
 from modelyard_services.worker.agent.settings import WorkerSettings
 from modelyard_services.worker.agent.steps import Start, Step, Stop, TellStopped, steps
@@ -355,7 +356,10 @@ class Agent:
             ram_free=machine.ram_free,
             disk_free=machine.disk_free,
             replicas=tuple(
-                msgspec.structs.replace(reading, last_used_ns=used.get(reading.replica)) for reading in readings
+                msgspec.structs.replace(
+                    reading, last_used_ns=used.get(reading.replica), progress=progress_in(self._fleet, reading)
+                )
+                for reading in readings
             ),
         )
 

@@ -29,7 +29,6 @@ class ProcessesSettings(msgspec.Struct, frozen=True, kw_only=True):
     ports: PortRange = PortRange()
     allow_commands: tuple[str, ...] = ()
     at_worker_end: Literal["keep", "end"] = "keep"
-    ready_timeout_seconds: float = 300.0
     probe_interval_seconds: float = INTERVAL_SECONDS
     probe_seconds: float = PROBE_SECONDS
     quarantine_seconds: float = QUARANTINE_SECONDS

@@ -8,6 +8,7 @@ its last process has exited; nothing is restarted here, that is the reconciler's
 """
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -291,7 +292,8 @@ class Processes:
             await self._probe_in_background(kept)
 
     async def _becomes_ready(self, kept: Kept) -> bool:
-        limit = kept.record.launch.ready_timeout_seconds or self._settings.ready_timeout_seconds
+        # Without one of its own the reconciler's deadline ends it, which grows with its size and its progress (X25).
+        limit = kept.record.launch.ready_timeout_seconds or math.inf
         deadline = kept.process.started_at + limit  # by the wall, since an adopted process started under another loop
         pause, pause_max = READY_POLL_SECONDS
         outcome = await self._probe(kept)
