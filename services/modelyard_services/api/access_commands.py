@@ -1,9 +1,13 @@
 """Tokens of clients and of workers, and the settings of the whole fleet: an administrator's."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import msgspec
 from litestar import Controller, delete, get, patch, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 
+from modelyard_events.envelope import AnyEvent
 from modelyard_events.fleet import Role
 from modelyard_projections.fleet import Fleet
 from modelyard_services.api import token_views
@@ -62,22 +66,12 @@ class AccessCommands(Controller):
     @post("/tokens", status_code=201, summary="Create a token")
     async def create_token(self, request: ApiRequest, data: JSONBody[TokenBody]) -> TokenAnswer:
         """Make a token; it is told this once."""
-        service = service_of(request)
-        secret = service.runtime.ids.secret()
-        digest = tokens.digest_of(secret)
-        done = await service.commit(
-            request, lambda fleet: tokens.create_token(fleet, name=data.name, role=data.role, digest=digest)
-        )
-        return _told(done, data.name, secret)
+        return await _made(request, data.name, partial(tokens.create_token, name=data.name, role=data.role))
 
     @post("/tokens/{name:str}/rotate", status_code=200, summary="Rotate a token")
     async def rotate_token(self, request: ApiRequest, name: Name) -> TokenAnswer:
         """Another secret under the same name and role; the one before is worth nothing from now on."""
-        service = service_of(request)
-        secret = service.runtime.ids.secret()
-        digest = tokens.digest_of(secret)
-        done = await service.commit(request, lambda fleet: tokens.rotate_token(fleet, name=name, digest=digest))
-        return _told(done, name, secret)
+        return await _made(request, name, partial(tokens.rotate_token, name=name))
 
     @delete("/tokens/{name:str}", status_code=200, summary="Revoke a token")
     async def revoke_token(self, request: ApiRequest, name: Name) -> CommandView:
@@ -99,24 +93,12 @@ class AccessCommands(Controller):
         self, request: ApiRequest, data: JSONBody[RegistrationTokenBody]
     ) -> TokenAnswer:
         """Make a token that workers register with (N4); it is told this once."""
-        service = service_of(request)
-        secret = service.runtime.ids.secret()
-        digest = tokens.digest_of(secret)
-        done = await service.commit(
-            request, lambda fleet: tokens.create_registration_token(fleet, name=data.name, digest=digest)
-        )
-        return _told(done, data.name, secret)
+        return await _made(request, data.name, partial(tokens.create_registration_token, name=data.name))
 
     @post("/registration-tokens/{name:str}/rotate", status_code=200, summary="Rotate a registration token")
     async def rotate_registration_token(self, request: ApiRequest, name: Name) -> TokenAnswer:
         """Another secret under the same name; workers that connect with the one before are refused from now on."""
-        service = service_of(request)
-        secret = service.runtime.ids.secret()
-        digest = tokens.digest_of(secret)
-        done = await service.commit(
-            request, lambda fleet: tokens.rotate_registration_token(fleet, name=name, digest=digest)
-        )
-        return _told(done, name, secret)
+        return await _made(request, name, partial(tokens.rotate_registration_token, name=name))
 
     @delete("/registration-tokens/{name:str}", status_code=200, summary="Revoke a registration token")
     async def revoke_registration_token(self, request: ApiRequest, name: Name) -> CommandView:
@@ -151,6 +133,14 @@ class AccessCommands(Controller):
     async def clear_mass_loss(self, request: ApiRequest) -> CommandView:
         """Release the brake (N9): the replicas of nodes that stay silent end when their grace does."""
         return answer(await service_of(request).commit(request, liveness.clear_mass_loss))
+
+
+async def _made(request: ApiRequest, name: str, decide: Callable[..., Sequence[AnyEvent]]) -> TokenAnswer:
+    """A new secret under `name`, by what `decide(fleet, digest=…)` says; it is told this once."""
+    service = service_of(request)
+    secret = service.runtime.ids.secret()
+    done = await service.commit(request, partial(decide, digest=tokens.digest_of(secret)))
+    return _told(done, name, secret)
 
 
 def _told(done: Committed, name: str, secret: str) -> TokenAnswer:

@@ -69,9 +69,12 @@ def _of_node(
     recorded: Recorded, event: NodeLost | NodeRecovered | ReplicaAdopted, homes: Homes, model: ModelName | None
 ) -> list[Change]:
     """Replicas that can't be reached any more, or can again: in the state they had."""
-    found = homes.on_node(event.node, before=recorded.sequence)
     if isinstance(event, ReplicaAdopted):
-        found = [(replica, home) for replica, home in found if replica == event.replica]
+        # One of hundreds in a worker's restart: looked up, not searched for.
+        home = homes.replicas.get(event.replica)
+        found = [(event.replica, home)] if home is not None and home.lives_before(recorded.sequence) else []
+    else:
+        found = homes.on_node(event.node, before=recorded.sequence)
     lost = isinstance(event, NodeLost)
     return [
         _change(

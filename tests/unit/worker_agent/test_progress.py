@@ -1,13 +1,17 @@
 """How far a load has come, told by the memory it has taken (C7, X25)."""
 
+import math
+
 import msgspec
 import pytest
 
 from modelyard_events.ids import ReplicaId
 from modelyard_events.node import HOST_MEMORY
 from modelyard_events.replica import Process
+from modelyard_events.spec import LaunchSpec
 from modelyard_events.telemetry import ReplicaActivity, ReplicaReading
 from modelyard_services.worker.agent.progress import progress, progress_in
+from modelyard_services.worker.processes.running import ready_deadline
 from tests.support.given import a_loading_replica, a_model, an_approved_node, given
 
 GIB = 2**30
@@ -44,3 +48,9 @@ def test_the_footprint_is_what_the_nodes_events_reserve() -> None:
     assert progress_in(fleet, reading("starting", {0: 2 * GIB})) == 0.25
     unknown = msgspec.structs.replace(reading("starting", {0: 2 * GIB}), replica=ReplicaId("r-2"))
     assert progress_in(fleet, unknown) is None
+
+
+def test_a_worker_ends_a_load_by_its_models_own_limit_and_by_no_other() -> None:
+    """X25: how long a large model may take is for the reconciler to say."""
+    assert ready_deadline(LaunchSpec(command=("serve",)), started_at=1_000.0) == math.inf
+    assert ready_deadline(LaunchSpec(command=("serve",), ready_timeout_seconds=90.0), started_at=1_000.0) == 1_090.0

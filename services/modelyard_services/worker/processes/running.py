@@ -1,5 +1,6 @@
 """What is asked of the supervisor and what it says is running. Plain data."""
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -64,3 +65,11 @@ class Running(msgspec.Struct, frozen=True):
     process: Process
     activity: ReplicaActivity
     address: str | None
+
+
+def ready_deadline(launch: LaunchSpec, *, started_at: float) -> float:
+    """When the worker ends a load by itself, Unix seconds: after the model's own limit, never without one (X25).
+
+    The reconciler's deadline ends any other, for it grows with the model's size and the load's progress.
+    """
+    return started_at + (launch.ready_timeout_seconds or math.inf)

@@ -8,7 +8,6 @@ its last process has exited; nothing is restarted here, that is the reconciler's
 """
 
 import asyncio
-import math
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -32,7 +31,7 @@ from modelyard_services.worker.processes.keys import ProcessKey, process_key, re
 from modelyard_services.worker.processes.launch import LaunchRefusedError, Order, Placeholders, order_of
 from modelyard_services.worker.processes.logs import FOLLOW_SECONDS, LINES_MAX, LogFile, merged, stderr_tail
 from modelyard_services.worker.processes.ports import Ports
-from modelyard_services.worker.processes.running import ProcessesSettings, Running, StartRequest
+from modelyard_services.worker.processes.running import ProcessesSettings, Running, StartRequest, ready_deadline
 from modelyard_services.worker.processes.state import ExitFile, Record, StateDirectory, read_json
 
 READY_POLL_SECONDS: Final = (0.05, 1.0)
@@ -292,9 +291,9 @@ class Processes:
             await self._probe_in_background(kept)
 
     async def _becomes_ready(self, kept: Kept) -> bool:
-        # Without one of its own the reconciler's deadline ends it, which grows with its size and its progress (X25).
-        limit = kept.record.launch.ready_timeout_seconds or math.inf
-        deadline = kept.process.started_at + limit  # by the wall, since an adopted process started under another loop
+        limit = kept.record.launch.ready_timeout_seconds
+        # By the wall, since an adopted process started under another loop.
+        deadline = ready_deadline(kept.record.launch, started_at=kept.process.started_at)
         pause, pause_max = READY_POLL_SECONDS
         outcome = await self._probe(kept)
         while not isinstance(outcome, Healthy):
