@@ -9,13 +9,14 @@ from litestar import Controller, Response, delete, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from modelyard_events.envelope import AnyEvent
-from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId
+from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId, Revision
 from modelyard_events.names import model_name
 from modelyard_events.selectors import parse_selector
 from modelyard_projections.fleet import Draining, Fleet
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import ApiRequest, CommandView, SequenceOf, answer, service_of
 from modelyard_services.effects.model_files import looked
+from modelyard_services.effects.refusals import count_refusal
 from modelyard_services.errors import (
     InvalidRequestError,
     ModelUnknownError,
@@ -39,11 +40,12 @@ Chosen = Callable[[Fleet], list[ReplicaId]]
 
 
 class LoadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where to place `replicas` more; None leaves it to the schedule."""
+    """Where to place `replicas` more; None leaves it to the schedule. `revision`: only if it is the one in force."""
 
     node: str | None = None
     selector: str | dict[str, str] | None = None
     replicas: int = 1
+    revision: str | None = None
 
 
 class LoadAnswer(msgspec.Struct, frozen=True):
@@ -185,6 +187,7 @@ async def _load(request: ApiRequest, model: ModelName, body: LoadBody) -> LoadAn
             now_ns=runtime.clock.now_ns(),
             node=None if body.node is None else NodeName(body.node),
             selector=selector,
+            revision=None if body.revision is None else Revision(body.revision),
         )
         outcomes: list[placement.Outcome] = []
 
@@ -199,6 +202,7 @@ async def _load(request: ApiRequest, model: ModelName, body: LoadBody) -> LoadAn
         sequence = done.sequence
         refused = outcomes[-1].refused if outcomes else None
         if refused is not None:
+            count_refusal(refused.kind)
             break
         placed.append(_placed(wish, outcomes))
     if refused is not None and not placed:

@@ -47,7 +47,9 @@ def problem(code: str, detail: str, **members: Any) -> Response[Problem]:
         detail=detail,
         **members,
     )
-    return Response(body, status_code=status, media_type=PROBLEM_JSON)
+    # As under `/v1`: one header that says it, whatever the client makes of bodies.
+    headers = {"x-should-retry": "true" if body.retryable else "false"}
+    return Response(body, status_code=status, media_type=PROBLEM_JSON, headers=headers)
 
 
 def on_modelyard_error(_request: Request[Any, Any, Any], error: ModelyardError) -> Response[Problem]:

@@ -49,20 +49,22 @@ def ps(*, model: str | None = None, node: str | None = None, state: str | None =
     session.show(answer, rows, *columns)
 
 
-def load(
+def load(  # noqa: PLR0913 - one option per member of the request
     model: str,
     *,
     node: str | None = None,
     selector: Annotated[str | None, Parameter(alias="-l")] = None,
     replicas: int = 1,
+    revision: str | None = None,
     wait: bool = False,
     session: Here,
 ) -> None:
     """Place one more replica of a model; `--wait` until it is ready or has failed.
 
-    With `--wait`, a load that other replicas hold up is tried again each second, 30 times.
+    With `--wait`, a load that other replicas hold up is tried again each second, 30 times. With `--revision`, nothing
+    is placed if the model was redefined since.
     """
-    body = {"node": node, "selector": selector, "replicas": replicas}
+    body = {"node": node, "selector": selector, "replicas": replicas, "revision": revision}
     answer = _placed(session, model, body, tries=HELD_UP_TRIES if wait else 1)
     session.done(answer, f"{model} loading: {', '.join(answer['replicas'])}")
     if wait:

@@ -105,7 +105,8 @@ class Action(msgspec.Struct, frozen=True):
     """One thing to do: `decide` it on the newest fleet.
 
     `key` is unique for ever: it holds the sequence of what the action is about. `about` finds the event that
-    led to it. `essential` actions are appended even to a log that is nearly full.
+    led to it. `essential` actions are appended even to a log that is nearly full. `places` is the model that one more
+    replica is to be placed of.
     """
 
     key: str
@@ -113,6 +114,7 @@ class Action(msgspec.Struct, frozen=True):
     reason: str
     decide: Decide
     essential: bool = False
+    places: ModelName | None = None
 
     @property
     def command(self) -> CommandId:

@@ -18,7 +18,7 @@ from modelyard_events.reservation import ReplicaHolder, ReservationGranted
 from modelyard_events.selectors import Selector
 from modelyard_events.spec import ModelSpec, SpreadAll
 from modelyard_projections.fleet import Fleet, ModelState, NodeState
-from modelyard_services.errors import ModelUnknownError, NotFoundError
+from modelyard_services.errors import ModelUnknownError, NotFoundError, StaleRevisionError
 from modelyard_services.policy.account import account, clipped
 from modelyard_services.policy.evicting import evict, in_place_of, in_the_way, unlock
 from modelyard_services.policy.eviction import Blocked, Plan, Search, make_room
@@ -39,7 +39,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks for a replica of what, and when on the log's clock.
 
     `node` and `selector` narrow the schedule's own selector; `replaces` names the replica of an older revision
-    that ends once this one is ready (R6); `may_evict` whether others may be ended to make room (P3).
+    that ends once this one is ready (R6); `may_evict` whether others may be ended to make room (P3); `revision` is the
+    one that is meant, where only that will do (T8).
     """
 
     model: ModelName
@@ -49,6 +50,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     selector: Selector = ()
     replaces: ReplicaId | None = None
     may_evict: bool = True
+    revision: Revision | None = None
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -85,6 +87,7 @@ def place(fleet: Fleet, readings: Readings, request: Request, *, search: Surveyo
     Raises:
         ModelUnknownError: the model isn't defined.
         NotFoundError: the node asked for doesn't exist.
+        StaleRevisionError: the model was redefined since.
     """
     model, spec = _defined(fleet, request)
     size = footprint_of(fleet, model, spec)
@@ -268,6 +271,9 @@ def _defined(fleet: Fleet, request: Request) -> tuple[ModelState, ModelSpec]:
         raise ModelUnknownError(f"no model is named {request.model!r}; define it first", field="model")
     if request.node is not None and request.node not in fleet.nodes:
         raise NotFoundError(f"no node is named {request.node!r}", field="node", value=request.node)
+    if request.revision is not None and request.revision != model.revision:
+        detail = f"model {request.model!r} is at revision {model.revision} by now; nothing was placed"
+        raise StaleRevisionError(detail, field="revision", value=request.revision)
     return model, model.spec
 
 

@@ -77,6 +77,7 @@ def _replace(view: View, state: ReplicaState) -> Action:
         about=("model", state.model),
         reason=f"replica {state.id} of revision {state.revision} is to be replaced",
         decide=partial(_replaced, view=view, replica=state.id),
+        places=state.model,
     )
 
 

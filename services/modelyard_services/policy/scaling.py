@@ -88,6 +88,7 @@ def _raise_to_floor(view: View, model: ModelState) -> list[Action]:
             about=about_model(model.name),
             reason=f"{short} below its floor of {floor(model)}",
             decide=partial(_raised, view=view, model=model.name),
+            places=model.name,
         )
         for number in range(min(short, PLACEMENTS_MAX))
     ]
@@ -113,6 +114,7 @@ def _grow(view: View, model: ModelState) -> list[Action]:
             about=about_model(model.name),
             reason=reason,
             decide=partial(_grown, view=view, model=model.name, reason=reason, basis=basis),
+            places=model.name,
         )
     ]
 
@@ -140,6 +142,7 @@ def _spread(view: View, model: ModelState) -> list[Action]:
             about=("node", node),
             reason="every node that matches has one",
             decide=partial(_spread_to, view=view, model=model.name, node=node),
+            places=model.name,
         )
         for node in nodes_without(view.fleet, model)[:PLACEMENTS_MAX]
     ]

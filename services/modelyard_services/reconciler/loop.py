@@ -13,6 +13,7 @@ import structlog
 from modelyard_events.codec import EventTooLargeError
 from modelyard_events.envelope import Recorded
 from modelyard_projections.fleet import Touched
+from modelyard_services.effects.refusals import count_outcome
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing import Span, span
 from modelyard_services.errors import ModelyardError, UnavailableError
@@ -149,6 +150,8 @@ class Reconciler:
             work.fail(str(error), code=getattr(error, "code", type(error).__name__))
             _log.warning("action failed", key=action.key, reason=action.reason, problem=str(error))
             return
+        if action.places is not None:
+            count_outcome(self._runtime.fleet, action.places, committed.events)
         if committed.events:
             _log.info("acted", key=action.key, reason=action.reason, sequence=committed.sequence)
 

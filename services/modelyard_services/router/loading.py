@@ -13,6 +13,7 @@ import msgspec
 from modelyard_events.envelope import Actor, AnyEvent, instant
 from modelyard_events.ids import ModelName, ReplicaId
 from modelyard_projections.fleet import Fleet, Loading, Placed, ReplicaState
+from modelyard_services.effects.refusals import count_refusal
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.errors import (
     ModelLoadingError,
@@ -91,6 +92,8 @@ class Loader:
             return outcome.events
 
         await runtime.journal.commit(envelope, decide)
+        if outcome.refused is not None:
+            count_refusal(outcome.refused.kind)
         return outcome
 
     def _refusal(self, model: ModelName, outcome: Outcome) -> ModelyardError:

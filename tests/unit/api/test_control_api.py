@@ -341,6 +341,37 @@ async def test_no_room_is_refused_with_the_whole_account(runtime: Runtime, clien
     assert full.headers["retry-after"]
 
 
+async def test_a_load_of_a_revision_that_was_superseded_is_refused(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """T8: whoever rolls out a revision doesn't load another by accident."""
+    await _approved(runtime)
+    await client.put("/api/v1/models/m", json=SPEC)
+    meant = (await client.get("/api/v1/models/m")).json()["revision"]
+    await client.put("/api/v1/models/m", json={**SPEC, "command": ["serve", "--other"]})
+    stale = await client.post("/api/v1/models/m/replicas", json={"revision": meant})
+    assert (stale.status_code, stale.json()["code"], stale.json()["field"]) == (409, "stale_revision", "revision")
+    assert not runtime.fleet.replicas
+    in_force = (await client.get("/api/v1/models/m")).json()["revision"]
+    assert (await client.post("/api/v1/models/m/replicas", json={"revision": in_force})).status_code == 202
+
+
+async def test_refusals_that_the_log_is_not_told_again_are_counted(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """P5: repeats are metrics."""
+    await _approved(runtime)
+    await client.put("/api/v1/models/m", json={**SPEC, "vram": "100GiB"})
+
+    async def refusals() -> float:
+        lines = (await client.get("/metrics")).text.splitlines()
+        found = [line for line in lines if line.startswith('modelyard_placements_refused_total{kind="unsatisfiable"}')]
+        return float(found[0].split()[-1]) if found else 0.0
+
+    await client.post("/api/v1/models/m/replicas")
+    sequence, before = runtime.fleet.sequence, await refusals()
+    for _ in range(3):
+        assert (await client.post("/api/v1/models/m/replicas")).status_code == 422
+    assert await refusals() == before + 3
+    assert runtime.fleet.sequence == sequence
+
+
 async def test_a_retried_load_places_one_replica(runtime: Runtime, client: httpx.AsyncClient) -> None:
     """I11."""
     await _approved(runtime)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.fleet import FleetTokenCreated
@@ -571,6 +572,21 @@ async def test_no_capacity_and_never_any_are_told_apart(world: World) -> None:
             await router.route("huge", NOW)
         with pytest.raises(NoCapacityError, match="vram"):
             await router.route("other", NOW)
+
+
+async def test_a_cold_model_that_is_refused_again_and_again_is_counted(world: World) -> None:
+    """P5: each refusal in the figures, the first in the log."""
+    await world.happens(an_approved_node(), a_model("huge", ModelSpec(command=("serve",), vram=80 * GIB)))
+    async with world.router() as router:
+        before = _refused("unsatisfiable")
+        for _ in range(3):
+            with pytest.raises(UnsatisfiableError):
+                await router.route("huge", NOW)
+        assert _refused("unsatisfiable") == before + 3
+
+
+def _refused(kind: str) -> float:
+    return REGISTRY.get_sample_value("modelyard_placements_refused_total", {"kind": kind}) or 0.0
 
 
 async def test_when_every_replica_is_dead_another_is_loaded_elsewhere(world: World) -> None:
