@@ -1,6 +1,7 @@
 """From a launch spec to an order: placeholders, allow-list, devices, environment (rule W3)."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,24 @@ def test_an_allowed_command_is_the_one_that_was_meant(
     *, command: list[str], executable: str, pattern: str, allowed: bool
 ) -> None:
     assert is_allowed(command, executable, (pattern,)) is allowed
+
+
+@pytest.mark.parametrize("what", ["file", "device"])
+def test_what_a_spec_needs_must_be_on_the_node(what: str, tmp_path: Path) -> None:
+    """W3: said before anything is started, with the name."""
+    there, missing = tmp_path / "there", tmp_path / "missing"
+    there.touch()
+    needs = {
+        "file": LaunchSpec(command=("true",), files=(str(there),)),
+        "device": LaunchSpec(command=("true",), devices=(str(there),)),
+    }
+    lacks = {
+        "file": LaunchSpec(command=("true",), files=(str(missing),)),
+        "device": LaunchSpec(command=("true",), devices=(str(missing),)),
+    }
+    assert order(needs[what]).command == ["true"]
+    with pytest.raises(LaunchRefusedError, match=f"the {what} .*missing' isn't on this node"):
+        order(lacks[what])
 
 
 def test_an_allowed_command_is_looked_up_on_the_workers_own_path() -> None:

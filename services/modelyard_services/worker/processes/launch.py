@@ -144,9 +144,10 @@ def _executable(word: str, working_directory: str | None, environment: Mapping[s
 
 def _refuse_missing_files(launch: LaunchSpec) -> None:
     base = Path(launch.working_directory or Path.cwd())
-    for name in launch.files:
-        if not (base / name).exists():
-            raise LaunchRefusedError(f"the file {name!r} isn't on this node")
+    for what, names in (("file", launch.files), ("device", launch.devices)):
+        for name in names:
+            if not (base / name).exists():
+                raise LaunchRefusedError(f"the {what} {name!r} isn't on this node")
 
 
 def _value(name: str, value: str | SecretRef, placeholders: Placeholders, inherited: Mapping[str, str]) -> str:
