@@ -37,8 +37,9 @@ HELD_NS: Final = 5_000_000_000
 LINK_LOOK_SECONDS: Final = 0.25
 """How often the connection is looked at: silence counts against workers only while we could hear them (N9)."""
 
+STILL_READS: Final = "this process has just started and still reads the log"
 LAG_READY_MAX: Final = 1_000
-"""Sequences behind which a process doesn't call itself ready: about 10 ms of folding."""
+"""Sequences behind which a process that once was complete doesn't call itself ready: about 10 ms of folding."""
 
 _log = structlog.get_logger(__name__)
 _HEARTBEAT: Final = msgspec.json.Decoder(Heartbeat)
@@ -100,6 +101,9 @@ class Runtime:
             found.append(f"nats: {self._away}")
         elif self.connected_since_ns is None:
             found.append("nats: reconnecting")
+        elif not self.feed.caught_up:
+            # However little is missing: a fleet without its last token or node is no fleet to decide on (X20).
+            found.append(f"feed: {STILL_READS}")
         elif self.feed.lag > LAG_READY_MAX:
             found.append(f"feed: {self.feed.lag} sequences behind the log")
         return [*found, *(problem for source in self._problem_sources for problem in source())]
@@ -111,8 +115,7 @@ class Runtime:
             UnavailableError: the process has just started and still reads the log, or can't read it to its end.
         """
         if not self.feed.caught_up:
-            problem = self.feed.failure or "this process has just started and still reads the log"
-            raise UnavailableError(problem, retry_after_seconds=1)
+            raise UnavailableError(self.feed.failure or STILL_READS, retry_after_seconds=1)
 
     def note_token_use(self, name: str) -> None:
         """Somebody was let in by the token `name` just now; routers tell one another."""
