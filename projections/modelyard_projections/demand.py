@@ -26,12 +26,26 @@ class HeardRouter(msgspec.Struct, frozen=True):
 
 
 class Demand(msgspec.Struct):
-    """Heartbeats by node, reports by router incarnation."""
+    """Heartbeats by node, reports by router incarnation.
+
+    `garbled_ns` is when a router last spoke and nobody here understood it.
+    """
 
     nodes: dict[NodeName, HeardNode] = {}
     routers: dict[str, HeardRouter] = {}
     last_used_ns: dict[ReplicaId, int] = {}
     tokens_used_ns: dict[str, int] = {}
+    garbled_ns: int | None = None
+
+    def copy(self) -> "Demand":
+        """One that hears for itself from here on."""
+        return Demand(
+            dict(self.nodes),
+            dict(self.routers),
+            dict(self.last_used_ns),
+            dict(self.tokens_used_ns),
+            self.garbled_ns,
+        )
 
     def hear_node(self, heartbeat: Heartbeat, *, now_ns: int) -> None:
         """Take note of a heartbeat."""
@@ -50,6 +64,14 @@ class Demand(msgspec.Struct):
             self._use(replica, used_ns)
         for token, used_ns in report.tokens_used_ns.items():
             self.use_token(token, used_ns)
+
+    def hear_garbled_router(self, *, now_ns: int) -> None:
+        """Take note that a router said something that can't be read: one of a newer version, say."""
+        self.garbled_ns = now_ns
+
+    def understands_routers(self, *, now_ns: int) -> bool:
+        """Whether every living router's leases are known: one that can't be read may hold any (trap X20)."""
+        return self.garbled_ns is None or now_ns - self.garbled_ns >= ROUTER_GONE_NS
 
     def use_token(self, name: str, used_ns: int) -> None:
         """Take note of a use of the token `name`; a name that isn't known any more is dropped by who lists them."""

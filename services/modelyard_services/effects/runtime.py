@@ -243,6 +243,7 @@ class Runtime:
             report = _REPORT.decode(body)
         except msgspec.MsgspecError as error:
             _log.warning("router report can't be read", problem=str(error))
+            self.demand.hear_garbled_router(now_ns=self.clock.monotonic_ns())
             return
         self.demand.hear_router(report, now_ns=self.clock.monotonic_ns())
         for callback in self._on_report:

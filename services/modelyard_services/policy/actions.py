@@ -16,7 +16,7 @@ from modelyard_events.spec import ModelSpec
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet, ModelState, ScheduleState, Touched
 from modelyard_services.policy.account import POLICY, clipped
-from modelyard_services.policy.readings import Readings, knows_routers
+from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.relief import Marks
 from modelyard_services.policy.survey import Surveyor, survey
 
@@ -32,11 +32,6 @@ class Moment(msgspec.Struct, frozen=True):
     log_ns: int
     heard_ns: int
     connected_ns: int | None
-
-    @property
-    def knows_routers(self) -> bool:
-        """Whether every living router has had the time to be heard: before that, no lease means nothing."""
-        return knows_routers(self.heard_ns, self.connected_ns)
 
 
 class Progress(msgspec.Struct, frozen=True):

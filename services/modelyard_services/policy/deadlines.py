@@ -161,7 +161,7 @@ def _expired(
 def _drained(view: View, state: ReplicaState, phase: Draining) -> list[Action]:
     late = view.moment.log_ns >= phase.deadline_ns
     served = phase.address is None or (
-        view.moment.knows_routers
+        view.readings.knows_routers
         and view.demand.is_empty(state.id, drained_at=state.sequence, now_ns=view.moment.heard_ns)
     )
     if phase.forced or (phase.stopping and not late) or not (late or served):

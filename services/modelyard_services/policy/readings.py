@@ -39,8 +39,8 @@ UNKNOWN: Final = NodeReading()
 class Readings(msgspec.Struct):
     """Measurements by node, leases and last uses by replica. Nothing but the cached column changes after `read`.
 
-    `knows_routers` tells whether every living router has had the time to be heard: without it, a replica without
-    leases isn't known to be idle.
+    `knows_routers` tells whether every living router has had the time to be heard, and was understood: without it, a
+    replica without leases isn't known to be idle.
     """
 
     nodes: dict[NodeName, NodeReading] = {}
@@ -72,12 +72,9 @@ def read(fleet: Fleet, demand: Demand, *, heard_ns: int, connected_ns: int | Non
     for report in demand.live_routers(now_ns=heard_ns):
         for replica, leases in report.in_flight.items():
             in_flight[replica] = in_flight.get(replica, 0) + leases
-    return Readings(nodes, in_flight, dict(demand.last_used_ns), knows_routers(heard_ns, connected_ns))
-
-
-def knows_routers(heard_ns: int, connected_ns: int | None) -> bool:
-    """Whether an observer connected since `connected_ns` has heard every living router by now."""
-    return connected_ns is not None and heard_ns - connected_ns >= ROUTER_GONE_NS
+    could_hear = connected_ns is not None and heard_ns - connected_ns >= ROUTER_GONE_NS
+    knows_routers = could_hear and demand.understands_routers(now_ns=heard_ns)
+    return Readings(nodes, in_flight, dict(demand.last_used_ns), knows_routers)
 
 
 def _reading(heartbeat: Heartbeat) -> NodeReading:

@@ -13,7 +13,6 @@ from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import ModelName, NodeName, ReplicaId
 from modelyard_events.replica import Process, ReplicaDrainStarted, ReplicaPlaced, ReplicaUnloaded
 from modelyard_events.requests import Loaded, LoadStarted, Report, Stopped
-from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Alive, Draining, Fleet, Loading, Placed, Ready, ReplicaState
 from modelyard_services.policy.actions import View
 from modelyard_services.policy.draft import Draft
@@ -61,7 +60,7 @@ class Rehearsal:
         self.view = msgspec.structs.replace(
             view,
             fleet=self._draft.fleet,
-            demand=Demand(dict(view.demand.nodes), dict(view.demand.routers), dict(view.demand.last_used_ns)),
+            demand=view.demand.copy(),
             readings=msgspec.structs.replace(
                 view.readings, nodes=dict(view.readings.nodes), in_flight=dict(view.readings.in_flight)
             ),

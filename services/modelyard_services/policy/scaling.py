@@ -208,8 +208,10 @@ def _first_to_go(view: View, state: ReplicaState) -> tuple[int, int, int, str]:
 
 def _idle_seconds(view: View, state: ReplicaState) -> float:
     """How long a replica has had nothing to do; 0 where that isn't known, or where it is pinned."""
-    # Before every living router could be heard, a replica without leases isn't known to be idle.
-    if is_pinned(view.fleet, state) or not is_ready(state) or view.in_flight(state.id) or not view.moment.knows_routers:
+    # Before every living router was heard and understood, a replica without leases isn't known to be idle.
+    if is_pinned(view.fleet, state) or not is_ready(state) or view.in_flight(state.id):
+        return 0.0
+    if not view.readings.knows_routers:
         return 0.0
     used_ns = max(view.demand.last_used_ns.get(state.id, 0), state.loaded_ns or state.since_ns)
     return (view.moment.log_ns - used_ns) / NANOSECONDS

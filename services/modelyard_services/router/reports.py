@@ -14,7 +14,6 @@ from modelyard_events.ids import NodeName, ReplicaId
 from modelyard_events.requests import USED
 from modelyard_events.subjects import router_telemetry_subject, worker_subject
 from modelyard_events.telemetry import ROUTER_REPORT_SECONDS, RouterReport
-from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.errors import UnavailableError
@@ -92,7 +91,7 @@ class Reporter:
 def readings_with(own: RouterReport, *, runtime: Runtime, fleet: Fleet) -> Readings:
     """What telemetry says, with a router's `own` leases and uses as they are by now instead of as they came back."""
     heard, now_ns = runtime.demand, runtime.clock.monotonic_ns()
-    demand = Demand(heard.nodes, dict(heard.routers), dict(heard.last_used_ns))
+    demand = heard.copy()
     demand.hear_router(own, now_ns=now_ns)
     return read(fleet, demand, heard_ns=now_ns, connected_ns=runtime.connected_since_ns)
 

@@ -85,6 +85,20 @@ def test_a_settled_fleet_gives_nothing_to_do() -> None:
         assert world.one_pass() == []
 
 
+def test_replicas_beside_each_other_on_one_node_each_count_and_nothing_more_is_wanted() -> None:
+    """X1: the second overwrites nothing: each has its slot, its memory and its place in the model's book."""
+    world = World(*an_approved_node("n1", slots=5), *a_model(), at_least(3))
+    world.live()
+    assert world.replicas() == [("n1", "ready")] * 3
+    node, model = world.fleet.nodes[NodeName("n1")], world.fleet.models[M]
+    assert sorted(node.slots[M]) == [0, 1, 2]
+    assert set(node.replicas) == set(node.slots[M].values()) == set(model.replicas)
+    assert sum(node.reserved.values()) == 3 * GIB
+    for _ in range(3):
+        world.later(20)
+        assert world.one_pass() == []
+
+
 def test_an_undefined_model_is_waited_for() -> None:
     """S1: the schedule is kept; the definition starts it."""
     world = World(*an_approved_node(), at_least(1))
@@ -237,6 +251,17 @@ def test_a_reconciler_that_just_started_takes_no_silence_of_routers_for_peace() 
     assert world.settle() == []
     world.later(5)
     assert len(world.settle()) == 1
+
+
+def test_a_router_that_nobody_understands_may_hold_any_lease() -> None:
+    """R8, X20: what can't be read is no word of peace: nothing is stopped before that router is gone."""
+    world = World(*an_approved_node(), *a_model(), *a_ready_replica(R1), *a_drain(R1))
+    world.demand.hear_garbled_router(now_ns=world.now_ns)
+    assert world.settle() == []
+    world.later(4.9)
+    world.demand.hear_garbled_router(now_ns=world.now_ns)
+    assert world.later(4.9).settle() == []
+    assert world.later(0.2).settle() == [ReplicaStopRequested(node="n1", replicas=(R1,))]
 
 
 def test_a_placement_that_no_worker_accepts_expires_and_counts_as_a_failed_load() -> None:

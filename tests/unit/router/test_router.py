@@ -299,6 +299,16 @@ async def test_the_leases_of_a_router_that_was_killed_are_forgotten(world: World
         assert (await router.route("m")).replica == "r-1"
 
 
+async def test_a_router_that_cannot_be_read_is_not_taken_for_one_that_holds_nothing(world: World) -> None:
+    """X20: what it holds isn't known, so nobody here may call a replica idle."""
+    async with world.router() as router:
+        runtime = world.runtime
+        runtime.connected_since_ns = runtime.clock.monotonic_ns() - ROUTER_GONE_NS
+        assert router.readings(runtime.fleet).knows_routers
+        await world.bus.publish(router_telemetry_subject("newer"), b'{"router":"newer","folded_sequence":"all"}')
+        assert not router.readings(runtime.fleet).knows_routers
+
+
 async def test_a_connection_that_fails_takes_out_that_replica_alone(world: World) -> None:
     """X12, X14: its sibling serves on, nothing ends and nothing is loaded."""
     await world.happens(*two_ready())
