@@ -355,6 +355,23 @@ async def test_a_new_supervisor_adopts_what_the_last_one_left(tmp_path: Path) ->
     assert not alive(before.process.pid)
 
 
+@pytest.mark.parametrize("written", ['{"replica":"r1","of_a_version":"to come"}', ""])
+async def test_what_runs_under_a_record_that_cannot_be_read_is_ended_and_not_forgotten(
+    tmp_path: Path, written: str
+) -> None:
+    """W4, X20, X26: a failed read is no proof that nothing runs."""
+    async with supervised(tmp_path, Told(), at_worker_end="keep") as processes:
+        running = await processes.start(request("r1", echo()))
+    assert running is not None
+    (tmp_path / "replicas" / "r-r1" / "record.json").write_text(written)
+    told = Told()
+    async with supervised(tmp_path, told) as processes:
+        assert not alive(running.process.pid)
+        assert processes.running() == ()
+        assert marked(tmp_path) == []
+    assert told.facts == []
+
+
 async def test_an_adopted_process_that_was_loading_still_becomes_ready(tmp_path: Path) -> None:
     async with supervised(tmp_path, Told(), at_worker_end="keep") as processes:
         await processes.start(request("r1", echo("--startup-seconds", "1.5")))

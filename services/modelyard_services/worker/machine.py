@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 import psutil
+import structlog
 
 from modelyard_events.errors import InvalidValueError
 from modelyard_events.node import HOST_MEMORY, Gpu
@@ -16,6 +17,8 @@ from modelyard_services.worker.gpus import GpuReading, GpuSource, facts
 
 CGROUP: Final = Path("/sys/fs/cgroup")
 """Where a container finds its own limits (cgroup version 2)."""
+
+_log = structlog.get_logger(__name__)
 
 
 class MachineFacts(msgspec.Struct, frozen=True):
@@ -56,7 +59,7 @@ class Machine:
         vram_free = {gpu.index: _free_of(gpu, readings.get(gpu.index)) for gpu in share.gpus}
         if not share.gpus and share.vram_total is not None:
             vram_free[HOST_MEMORY] = _at_most(ram_free, share.vram_total)
-        disk_free = _at_most(psutil.disk_usage(str(self._disk)).free, share.disk_total)
+        disk_free = _at_most(_disk_free(self._disk), share.disk_total)
         return MachineReading(vram_free=vram_free, ram_free=ram_free, disk_free=disk_free)
 
     def process_memory(self, pids: frozenset[int]) -> dict[int, int] | None:
@@ -112,6 +115,14 @@ def ram_available(cgroup: Path = CGROUP) -> int:
     available = int(psutil.virtual_memory().available)
     limit, used = _cgroup_number(cgroup / "memory.max"), _cgroup_number(cgroup / "memory.current")
     return available if limit is None or used is None else min(available, max(0, limit - used))
+
+
+def _disk_free(disk: Path) -> int | None:
+    try:
+        return int(psutil.disk_usage(str(disk)).free)
+    except OSError as error:  # a network disk that is away says nothing, and takes no heartbeat with it
+        _log.warning("free disk space can't be read", disk=str(disk), error=str(error))
+        return None
 
 
 def _gpus_of(gpus: Sequence[Gpu], worker: int, workers: int) -> tuple[Gpu, ...]:

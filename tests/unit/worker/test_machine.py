@@ -90,6 +90,12 @@ def test_a_reading_is_of_the_share_and_unknown_stays_unknown(tmp_path: Path) -> 
     assert reading.disk_free is not None
 
 
+def test_a_disk_that_cannot_be_read_is_unknown_and_costs_no_other_reading(tmp_path: Path) -> None:
+    """N9, X20: neither full nor empty, and the heartbeat goes out."""
+    reading = Machine(NoGpus(), disk=tmp_path / "gone").read(MachineFacts(ram_total=1, disk_total=GIB))
+    assert (reading.ram_free, reading.disk_free) == (1, None)
+
+
 def test_a_node_without_gpus_offers_the_ram_it_was_told_to(tmp_path: Path) -> None:
     machine = Machine(NoGpus(), disk=tmp_path)
     facts = machine.facts()

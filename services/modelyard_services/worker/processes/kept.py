@@ -70,7 +70,10 @@ class Kept:
         pids = self.handle.pids()
         if self.record.gpus:
             return vram_of(frozenset(pids))
-        resident = [rss for pid in pids if (rss := _rss(pid)) is not None]
+        try:
+            resident = [rss for pid in pids if (rss := _rss(pid)) is not None]
+        except psutil.AccessDenied:  # of another user's now: a sum without it would be too little
+            return None
         return {HOST_MEMORY: sum(resident)} if resident else None
 
 

@@ -108,14 +108,17 @@ class StateDirectory:
         write_whole(directory / "record.json", msgspec.json.encode(record))
         return directory
 
-    def records(self) -> Iterator[tuple[Path, Record]]:
-        """Every replica whose end was not told. A directory without a record never had a process."""
+    def records(self) -> Iterator[tuple[Path, Record | None]]:
+        """Every replica whose end was not told; None where the record can't be read, and a process may live.
+
+        A directory without a record never had one.
+        """
         for directory in sorted(self._replicas.iterdir()):
-            record = read_json(directory / "record.json", Record)
-            if record is None:
-                shutil.rmtree(directory)
+            path = directory / "record.json"
+            if path.exists():
+                yield directory, read_json(path, Record)
             else:
-                yield directory, record
+                shutil.rmtree(directory)
 
     def ended(self) -> Iterator[tuple[Path, Record]]:
         """The last few that ended, newest first."""
@@ -123,6 +126,10 @@ class StateDirectory:
             record = read_json(directory / "record.json", Record)
             if record is not None:
                 yield directory, record
+
+    def drop(self, directory: Path) -> None:
+        """Nothing lives there any more, and nobody can say what it was."""
+        shutil.rmtree(directory)
 
     def archive(self, directory: Path) -> None:
         """The end was told; keep the log of the newest few."""
@@ -162,7 +169,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def read_json(path: Path, kind: type[Content]) -> Content | None:
-    """The file's content; None if it isn't there or isn't whole (a power failure; then nothing lives either)."""
+    """The file's content; None if it isn't there or can't be read: cut short, damaged, or of another version."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (FileNotFoundError, msgspec.DecodeError):

@@ -115,7 +115,9 @@ class Processes:
         """
         for directory, record in list(self._state.records()):
             handle = await Handle.find(directory)
-            if handle is None:
+            if record is None:
+                await self._end_unknown(directory, handle)
+            elif handle is None:
                 await self._bury(record, directory)
             else:
                 self._ports.hold(record.port)
@@ -348,6 +350,16 @@ class Processes:
         self._ports.release(record.port, exited_seconds_ago=time.time() - end.ended_at)
         self._on_fact(last_fact(record, end, told, kept))
         self._state.archive(directory)
+
+    async def _end_unknown(self, directory: Path, handle: Handle | None) -> None:
+        """What no record names can't be adopted, and must not live on as nobody's (trap X20): it ends."""
+        _log.error("a replica's record can't be read; what it kept is ended", directory=str(directory))
+        if handle is not None:
+            handle.ask_to_stop()
+            await handle.ended()
+            handle.let_go()
+        await end_strays(directory)
+        self._state.drop(directory)
 
     def _log_files(self, asked: str, known: Mapping[ReplicaId, LogFile] | None = None) -> dict[ReplicaId, LogFile]:
         """The logs that `asked` means: the known ones, what runs, or the last that ran where nothing does."""
