@@ -1,6 +1,6 @@
 """How replicas end: one way, with every event it takes (rules R7, R8)."""
 
-from modelyard_events.ids import ReplicaId, ReservationId
+from modelyard_events.ids import ModelName, NodeName, ReplicaId, ReservationId
 from modelyard_events.model import ModelReplicaDraining, ModelReplicaEnded
 from modelyard_events.replica import ReplicaDrainStarted, ReplicaStopRequested, ReplicaUnloaded
 from modelyard_events.reservation import ReservationReleased
@@ -83,6 +83,9 @@ def test_ending_one_replica_leaves_its_sibling_alone() -> None:
     )
     assert list(history.fleet.replicas) == [R2]
     assert list(history.fleet.reservations) == ["v-2"]
+    node, model = history.fleet.nodes[NodeName("n1")], history.fleet.models[ModelName("m")]
+    assert node.slots == {"m": {1: R2}}
+    assert list(node.replicas) == list(model.replicas) == [R2]
 
 
 def test_ends_over_several_nodes_and_models_come_in_one_list() -> None:
