@@ -167,6 +167,7 @@ def test_a_collector_that_is_away_holds_nobody_up(how: str) -> None:
     with _somewhere(listens=how == "is silent") as port:
         environment = os.environ | {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "600000",
             "OTEL_BSP_MAX_QUEUE_SIZE": "600",
         }
         began = time.monotonic()
@@ -175,9 +176,10 @@ def test_a_collector_that_is_away_holds_nobody_up(how: str) -> None:
         )
         whole = time.monotonic() - began
     made, ended, told = json.loads(process.stdout)
-    assert made < 5
-    assert ended < FLUSH_SECONDS + 1
-    assert whole < made + ended + 10, "what still tries keeps no process alive"
+    # On any machine far below what the library would wait: half a minute at the end, ten for the collector.
+    assert made < 60
+    assert ended < FLUSH_SECONDS + 20
+    assert whole < made + ended + 60, "what still tries keeps no process alive"
     assert 1 <= told <= 2, "whoever looks for spans is told why there are none"
 
 
