@@ -21,10 +21,13 @@ from modelyard_projections.fleet.picture import FleetState, Touched
 from modelyard_projections.fleet.state import (
     Admission,
     Draining,
+    IntentName,
+    LivenessName,
     Lost,
     ModelState,
     NodeDraining,
     NodeState,
+    PhaseName,
     Ready,
     RegistrationToken,
     ReplicaState,
@@ -58,8 +61,8 @@ class NodeRow(Row, frozen=True):
     name: NodeName
     node_type: NodeType
     admission: Admission
-    liveness: Literal["alive", "lost", "departed"]
-    intent: Literal["schedulable", "cordoned", "draining"]
+    liveness: LivenessName
+    intent: IntentName
     takes_replicas: bool
     incarnation: str
     address: str
@@ -99,7 +102,7 @@ class ReplicaRow(Row, frozen=True):
     node: NodeName
     model: ModelName
     replica_index: int
-    phase: Literal["placed", "loading", "ready", "draining"]
+    phase: PhaseName
     address: str | None
     reason: EndReason | None
     deadline_ns: int | None
@@ -241,8 +244,8 @@ def node_row(node: NodeState) -> NodeRow:
         name=node.name,
         node_type=node.node_type,
         admission=node.admission,
-        liveness=_tag(node.liveness),  # type: ignore[arg-type]  # the union's tags are the column's values
-        intent=_tag(node.intent),  # type: ignore[arg-type]  # as above
+        liveness=node.liveness_name,
+        intent=node.intent_name,
         takes_replicas=node.takes_replicas,
         incarnation=node.incarnation,
         address=node.facts.address,
@@ -282,7 +285,7 @@ def replica_row(replica: ReplicaState) -> ReplicaRow:
         node=replica.node,
         model=replica.model,
         replica_index=replica.replica_index,
-        phase=_tag(phase),  # type: ignore[arg-type]  # the union's tags are the column's values
+        phase=replica.phase_name,
         address=phase.address if isinstance(phase, Ready | Draining) else None,
         reason=phase.reason if isinstance(phase, Draining) else None,
         deadline_ns=None if isinstance(phase, Ready) else phase.deadline_ns,
@@ -351,7 +354,3 @@ def token_row(token: Token | RegistrationToken) -> TokenRow:
     if isinstance(token, Token):
         return TokenRow("client", token.name, token.role, token.digest, token.since_ns)
     return TokenRow("registration", token.name, None, token.digest, token.since_ns)
-
-
-def _tag(facet: msgspec.Struct) -> str:
-    return str(facet.__struct_config__.tag)

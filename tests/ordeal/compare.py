@@ -39,10 +39,8 @@ def _same(what: str, folded: object, booked: object) -> None:
 
 
 def _facets(node: NodeState) -> tuple[str, str, str]:
-    intent = type(node.intent).__name__.lower()
-    if isinstance(node.intent, NodeDraining):
-        intent = "drained" if node.intent.finished else "draining"
-    return node.admission, type(node.liveness).__name__.lower(), intent
+    drained = isinstance(node.intent, NodeDraining) and node.intent.finished
+    return node.admission, node.liveness_name, "drained" if drained else node.intent_name
 
 
 def _sums(reserved: dict[int, int]) -> dict[int, int]:

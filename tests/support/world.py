@@ -134,7 +134,7 @@ class World:
     def replicas(self, model: str = "m") -> list[tuple[str, str]]:
         """Node and phase of the model's replicas, sorted."""
         found = self.fleet.replicas_of(ModelName(model))
-        return sorted((state.node, type(state.phase).__name__.lower()) for state in found)
+        return sorted((state.node, state.phase_name) for state in found)
 
     def of(self, kind: type[AnyEvent]) -> list[AnyEvent]:
         return [event for event in self.told if isinstance(event, kind)]

@@ -4,7 +4,7 @@ Invariant: each facet is its own type, so a drained node without a deadline or a
 address can't be written. Times are the log's, in nanoseconds since 1970; sizes are bytes.
 """
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import msgspec
 
@@ -28,6 +28,10 @@ from modelyard_events.sizes import Fraction, VramBudget, resolve_budget
 from modelyard_events.spec import LaunchSpec, ModelSpec, Schedule, ScheduleSource
 
 Admission = Literal["pending", "approved", "rejected"]
+LivenessName = Literal["alive", "lost", "departed"]
+IntentName = Literal["schedulable", "cordoned", "draining"]
+PhaseName = Literal["placed", "loading", "ready", "draining"]
+"""How rows, views and texts write a facet; the types carry what belongs to each."""
 
 
 class Alive(msgspec.Struct, frozen=True, tag="alive"):
@@ -108,6 +112,30 @@ class NodeState(msgspec.Struct):
             and isinstance(self.liveness, Alive)
             and isinstance(self.intent, Schedulable)
         )
+
+    @property
+    def liveness_name(self) -> LivenessName:
+        match self.liveness:
+            case Alive():
+                return "alive"
+            case Lost():
+                return "lost"
+            case Departed():
+                return "departed"
+            case _:
+                assert_never(self.liveness)
+
+    @property
+    def intent_name(self) -> IntentName:
+        match self.intent:
+            case Schedulable():
+                return "schedulable"
+            case Cordoned():
+                return "cordoned"
+            case NodeDraining():
+                return "draining"
+            case _:
+                assert_never(self.intent)
 
     @property
     def max_replicas_per_model(self) -> int:
@@ -237,6 +265,20 @@ class ReplicaState(msgspec.Struct):
     load_seconds: float = 300.0
     loaded_ns: int | None = None
     trace: str | None = None
+
+    @property
+    def phase_name(self) -> PhaseName:
+        match self.phase:
+            case Placed():
+                return "placed"
+            case Loading():
+                return "loading"
+            case Ready():
+                return "ready"
+            case Draining():
+                return "draining"
+            case _:
+                assert_never(self.phase)
 
     @property
     def process(self) -> Process | None:

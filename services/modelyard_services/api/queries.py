@@ -11,6 +11,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from modelyard_events.ids import CommandId, ReplicaId
 from modelyard_events.selectors import matches, parse_selector
+from modelyard_projections.fleet import IntentName, LivenessName
 from modelyard_projections.hashing import StateHash
 from modelyard_services.api import views
 from modelyard_services.api.access import requires
@@ -100,8 +101,8 @@ class Queries(Controller):
         request: ApiRequest,
         *,
         admission: FromQuery[Literal["pending", "approved", "rejected"] | None] = None,
-        liveness: FromQuery[views.LivenessName | None] = None,
-        intent: FromQuery[views.IntentName | None] = None,
+        liveness: FromQuery[LivenessName | None] = None,
+        intent: FromQuery[IntentName | None] = None,
         node_type: FromQuery[Literal["backend", "agent"] | None] = None,
         selector: FromQuery[str | None] = None,
         limit: Limit = PAGE_MAX,
@@ -114,8 +115,8 @@ class Queries(Controller):
             node
             for node in service.fleet.nodes.values()
             if (admission is None or node.admission == admission)
-            and (liveness is None or views.liveness_name(node) == liveness)
-            and (intent is None or views.intent_name(node) == intent)
+            and (liveness is None or node.liveness_name == liveness)
+            and (intent is None or node.intent_name == intent)
             and (node_type is None or node.node_type == node_type)
             and matches(terms, node.labels)
         ]

@@ -18,26 +18,21 @@ from modelyard_events.sizes import format_budget
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule, ScheduleSource, SpreadAll
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import (
-    Alive,
-    Cordoned,
-    Departed,
     Draining,
     Fleet,
-    Loading,
+    IntentName,
+    LivenessName,
     Lost,
     ModelState,
     NodeDraining,
     NodeState,
-    Placed,
+    PhaseName,
     Ready,
     ReplicaState,
     ReservationState,
-    Schedulable,
 )
 
-LivenessName = Literal["alive", "lost", "departed"]
-IntentName = Literal["schedulable", "cordoned", "draining"]
-ReplicaStateName = Literal["placed", "loading", "ready", "draining", "unreachable"]
+ReplicaStateName = PhaseName | Literal["unreachable"]
 
 
 class LabelView(msgspec.Struct, frozen=True):
@@ -187,8 +182,8 @@ def node_view(node: NodeState, demand: Demand, *, now_ns: int, monotonic_ns: int
         name=node.name,
         node_type=node.node_type,
         admission=node.admission,
-        liveness=liveness_name(node),
-        intent=intent_name(node),
+        liveness=node.liveness_name,
+        intent=node.intent_name,
         incarnation=node.incarnation,
         address=node.facts.address,
         labels=_labels(node),
@@ -209,41 +204,18 @@ def node_view(node: NodeState, demand: Demand, *, now_ns: int, monotonic_ns: int
     )
 
 
-def liveness_name(node: NodeState) -> LivenessName:
-    match node.liveness:
-        case Alive():
-            return "alive"
-        case Lost():
-            return "lost"
-        case Departed():
-            return "departed"
-        case _:
-            assert_never(node.liveness)
-
-
-def intent_name(node: NodeState) -> IntentName:
-    match node.intent:
-        case Schedulable():
-            return "schedulable"
-        case Cordoned():
-            return "cordoned"
-        case NodeDraining():
-            return "draining"
-        case _:
-            assert_never(node.intent)
-
-
 def replica_view(replica: ReplicaState, fleet: Fleet, demand: Demand, *, monotonic_ns: int) -> ReplicaView:
     """A replica as the API shows it; `unreachable` while its node is lost (rule R1)."""
     reservation = fleet.reservations.get(replica.reservation)
     used_ns = demand.last_used_ns.get(replica.id)
     phase = replica.phase
+    unreachable = isinstance(fleet.nodes[replica.node].liveness, Lost)
     return ReplicaView(
         id=replica.id,
         node=replica.node,
         model=replica.model,
         replica_index=replica.replica_index,
-        state=replica_state_name(replica, fleet.nodes[replica.node]),
+        state="unreachable" if unreachable else replica.phase_name,
         address=phase.address if isinstance(phase, Ready | Draining) else None,
         gpus=list(replica.gpus),
         vram=sum(reservation.vram.values()) if reservation else 0,
@@ -254,22 +226,6 @@ def replica_view(replica: ReplicaState, fleet: Fleet, demand: Demand, *, monoton
         reason=phase.reason if isinstance(phase, Draining) else None,
         since=instant(replica.since_ns),
     )
-
-
-def replica_state_name(replica: ReplicaState, node: NodeState) -> ReplicaStateName:
-    if isinstance(node.liveness, Lost):
-        return "unreachable"
-    match replica.phase:
-        case Placed():
-            return "placed"
-        case Loading():
-            return "loading"
-        case Ready():
-            return "ready"
-        case Draining():
-            return "draining"
-        case _:
-            assert_never(replica.phase)
 
 
 def reservation_view(reservation: ReservationState) -> ReservationView:

@@ -85,7 +85,7 @@ def not_admitted(_scene: Scene, node: NodeState) -> Rejection | None:
 def not_alive(_scene: Scene, node: NodeState) -> Rejection | None:
     if isinstance(node.liveness, Alive):
         return None
-    return Rejection("alive", detail=type(node.liveness).__name__.lower())
+    return Rejection("alive", detail=node.liveness_name)
 
 
 def not_schedulable(_scene: Scene, node: NodeState) -> Rejection | None:

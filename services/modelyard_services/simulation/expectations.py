@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, get_args
 
 from modelyard_events.spec import ScheduleSource
-from modelyard_projections.fleet import Alive, Departed, Lost, NodeState, Schedulable
+from modelyard_projections.fleet import NodeState
 from modelyard_services.simulation.traffic import where
 from modelyard_services.simulation.words import Words
 from modelyard_services.simulation.world import Act, World
@@ -105,7 +105,7 @@ def _replicas(words: Words) -> Act:
 
     def act(world: World) -> str | None:
         found = world.replicas(model, node)
-        counted = [state for state in found if phase in {None, type(state.phase).__name__.lower()}]
+        counted = [state for state in found if phase in {None, state.phase_name}]
         holds = bool(counted) if wanted is None else len(counted) == wanted
         return None if holds else f"found {_listed(world, model)}"
 
@@ -130,21 +130,16 @@ def _phase(words: Words, *, optional: bool) -> str | None:
 
 
 def _listed(world: World, model: str) -> str:
-    found = [f"{type(one.phase).__name__.lower()} on {one.node}" for one in world.replicas(model)]
+    found = [f"{one.phase_name} on {one.node}" for one in world.replicas(model)]
     return f"{model} {', '.join(found)}" if found else f"no {model}"
 
 
 def _state(node: NodeState) -> str:
-    match node.liveness:
-        case Lost():
-            return "lost"
-        case Departed():
-            return "departed"
-        case Alive():
-            if node.admission != "approved":
-                return node.admission
-            intent = type(node.intent).__name__.lower().removeprefix("node")
-            return "serving" if isinstance(node.intent, Schedulable) else intent
+    if node.liveness_name != "alive":
+        return node.liveness_name
+    if node.admission != "approved":
+        return node.admission
+    return "serving" if node.intent_name == "schedulable" else node.intent_name
 
 
 _ABOUT: Final[Mapping[str, Callable[[Words], Act]]] = {
