@@ -267,10 +267,11 @@ class Installation:
 
 
 class Traffic:
-    """Requests to a model, one after the other, in the background: how they ended, and when the last one did well."""
+    """Requests to a model, one after the other, in the background: how they ended, and what the failed ones said."""
 
     def __init__(self, installation: Installation, model: str) -> None:
         self.statuses: list[int] = []
+        self.said: dict[int, str] = {}
         self._installation = installation
         self._model = model
         self._stop = threading.Event()
@@ -289,18 +290,23 @@ class Traffic:
         wanted = self.statuses.count(200) + 3
         until(lambda: self.statuses.count(200) >= wanted, "traffic goes on", seconds=seconds)
 
+    def ended_only_with(self, *allowed: int) -> None:
+        """0 stands for a connection that broke; any other way to end fails with who answered, and what."""
+        assert {*self.statuses} <= {*allowed}, "\n".join(self.said[status] for status in {*self.statuses} - {*allowed})
+
     def _run(self) -> None:
         url = self._installation.endpoints.gateway_url
         with httpx.Client(timeout=SETTLE_SECONDS, trust_env=False) as client:
             while not self._stop.wait(0.02):
-                self.statuses.append(_status(client, f"{url}/completions", self._model))
+                self.statuses.append(self._ask(client, f"{url}/completions"))
 
-
-def _status(client: httpx.Client, url: str, model: str) -> int:
-    try:
-        return client.post(url, json={"model": model, "prompt": "hello"}).status_code
-    except httpx.TransportError:
-        return 0
+    def _ask(self, client: httpx.Client, url: str) -> int:
+        try:
+            answer = client.post(url, json={"model": self._model, "prompt": "hello"})
+        except httpx.TransportError:
+            return 0
+        self.said[answer.status_code] = f"{answer.status_code} {dict(answer.headers)} {answer.text}"
+        return answer.status_code
 
 
 def run(*arguments: str, environment: dict[str, str] | None = None, seconds: float = START_SECONDS) -> Result:
