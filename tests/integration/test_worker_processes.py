@@ -23,7 +23,7 @@ from modelyard_events.spec import Health, LaunchSpec, SecretRef
 from modelyard_services.effects.health import Healthy, Refused, TimedOut, Unhealthy
 from modelyard_services.errors import ConflictError
 from modelyard_services.worker.processes import PortRange
-from modelyard_services.worker.processes.state import StateDirectory
+from modelyard_services.worker.processes.state import Record, StateDirectory
 from tests.support.backends import SERVE, Told, alive, echo, free_range, marked, request, script, supervised
 
 R1, R2, R3 = ReplicaId("r1"), ReplicaId("r2"), ReplicaId("r3")
@@ -445,6 +445,19 @@ async def test_a_worker_that_was_killed_takes_its_processes_along_if_so_told(tmp
     pid = await _killed_worker(tmp_path, "end")
     await _gone(pid)
     assert marked(tmp_path) == []
+
+
+async def test_a_killed_workers_port_is_nobodys_until_routers_know_better(tmp_path: Path) -> None:
+    """W4, X22: another worker of the machine would serve another model there, and routers would send to it."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    await _gone(await _killed_worker(here, "end"))
+    port = msgspec.json.decode((here / "replicas" / "r-r1" / "record.json").read_bytes(), type=Record).port
+    told = Told()
+    async with supervised(there, told, ports=PortRange(port, port)) as other:
+        assert await other.start(request("r2", echo(), model="other")) is None
+        async with supervised(here, Told()):
+            assert await other.start(request("r3", echo(), model="other")) is None
+    assert ["no port is free" in failed.detail for failed in told.of(LoadFailed)] == [True, True]
 
 
 async def test_a_pid_that_was_recycled_is_neither_adopted_nor_killed(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import os
-import socket
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +15,7 @@ import psutil
 
 from modelyard_events.ids import IncarnationId, ReplicaId, Revision
 from modelyard_events.spec import Health, LaunchSpec, SecretRef
-from modelyard_services.effects.port_claims import Claims, claims_directory
+from modelyard_services.effects.port_claims import Claims, claims_directory, nobody_listens
 from modelyard_services.worker.processes import (
     PortRange,
     Processes,
@@ -46,11 +45,10 @@ def free_range() -> PortRange:
 
 def _is_free(port: int) -> bool:
     claims = Claims(claims_directory())
-    if not claims.claim(port):
+    if not nobody_listens("127.0.0.1", port) or not claims.claim(port):
         return False
-    claims.give_up(port)
-    with socket.socket() as trial:
-        return trial.connect_ex(("127.0.0.1", port)) != 0
+    claims.give_back(port)
+    return True
 
 
 def echo(

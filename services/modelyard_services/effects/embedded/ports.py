@@ -5,10 +5,9 @@ port that was chosen stays ours until this process ends, since its server binds 
 """
 
 import secrets
-import socket
 from typing import Final
 
-from modelyard_services.effects.port_claims import Claims, claims_directory
+from modelyard_services.effects.port_claims import Claims, claims_directory, nobody_listens
 from modelyard_services.errors import UnavailableError
 
 FREE_PORTS: Final = range(20_000, 32_768)
@@ -29,12 +28,12 @@ def port_for(host: str, *, wanted: int, previous: int | None) -> int:
     """
     if wanted:
         return wanted
-    if previous and _is_free(host, previous) and _claims.claim(previous):
+    if previous and nobody_listens(host, previous) and _claims.take_over(previous):
         return previous
     for _ in range(TRIES_MAX):
         # At random, so that two starts at the same time don't choose the same.
         port = secrets.choice(FREE_PORTS)
-        if _is_free(host, port) and _claims.claim(port):
+        if nobody_listens(host, port) and _claims.claim(port):
             return port
     raise UnavailableError(f"no free port from {FREE_PORTS.start} to {FREE_PORTS.stop - 1} on {host}: name one")
 
@@ -42,18 +41,3 @@ def port_for(host: str, *, wanted: int, previous: int | None) -> int:
 def address(host: str, port: int) -> str:
     """`host:port` as URLs want it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket(_family(host)) as probe:
-        # As the servers do: a port in TIME_WAIT counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -23,6 +23,7 @@ from modelyard_events.replica import ProcessExit
 from modelyard_events.requests import Loaded, LoadFailed, LoadStarted, LogLine, ProbeFailed
 from modelyard_events.telemetry import ReplicaReading
 from modelyard_services.effects.health import Healthy, Outcome, Refused, describe, probe
+from modelyard_services.effects.port_claims import Claims, claims_directory
 from modelyard_services.policy.probing import MISSES_MAX, misses_after
 from modelyard_services.worker.processes.handle import Handle, KeeperError, end_strays
 from modelyard_services.worker.processes.keeper import TERMINATE_SECONDS
@@ -75,7 +76,10 @@ class Processes:
         self._environment = environment
         self._kept: dict[ReplicaId, Kept] = {}
         self._ports = Ports(
-            settings.ports, host=settings.host, now=time.monotonic, quarantine_seconds=settings.quarantine_seconds
+            settings.ports,
+            host=settings.host,
+            quarantine_seconds=settings.quarantine_seconds,
+            claims=Claims(claims_directory()),
         )
         self._launching = asyncio.Lock()
 
@@ -101,6 +105,7 @@ class Processes:
             finally:
                 for kept in self._kept.values():
                     kept.handle.let_go()
+                self._ports.close()
                 self._state.close()
 
     def state_secret(self) -> str:
