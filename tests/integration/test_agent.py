@@ -227,6 +227,20 @@ async def test_a_crash_is_told_with_its_last_words_and_not_started_again(yard: Y
     assert (await yard.tags()).count(ReplicaLoadStarted.__name__) == 1
 
 
+async def test_how_far_a_load_has_come_is_in_the_heartbeats(yard: Yard) -> None:
+    """C7, N8: by the memory it has taken of what is reserved for it."""
+    await up(yard)
+    await yard.place("r-1", script("import os, time; weights = bytearray(os.urandom(2**20)) * 300; time.sleep(600)"))
+
+    def told() -> list[float]:
+        heartbeat = yard.runtime.demand.heartbeat(N1)
+        readings = heartbeat.replicas if heartbeat is not None else ()
+        return [one.progress for one in readings if one.progress is not None]
+
+    await yard.until(lambda _fleet: any(share >= 0.25 for share in told()))
+    assert max(told()) < 0.5, "of 1 GiB"
+
+
 async def test_no_secret_is_in_the_log_or_said_by_the_worker(
     yard: Yard, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,8 @@ Invariant: what can't be read is refused with its line and column, and with what
 """
 
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from modelyard_events.errors import InvalidValueError
 from modelyard_events.ids import ModelName, NodeName
@@ -14,6 +15,8 @@ from modelyard_services.errors import InvalidRequestError
 
 NUMBER_MAX: Final = 1_000_000
 """Of any figure in a story: beyond it somebody mistyped."""
+
+Read = TypeVar("Read")
 
 _WORD: Final = re.compile(r"\S+")
 _REMARK: Final = re.compile(r"(?:^|(?<=\s))#")
@@ -74,25 +77,13 @@ class Words:
         return int(word)
 
     def size(self) -> int:
-        word = self.take("a size such as 10GiB")
-        try:
-            return parse_size(word, field="size")
-        except InvalidValueError as error:
-            raise self.wrong("a size such as 10GiB", word) from error
+        return self._read("a size such as 10GiB", lambda word: parse_size(word, field="size"))
 
     def node(self) -> NodeName:
-        word = self.take("a node's name")
-        try:
-            return node_name(word)
-        except InvalidValueError as error:
-            raise self.wrong("a node's name", word) from error
+        return self._read("a node's name", node_name)
 
     def model(self) -> ModelName:
-        word = self.take("a model's name")
-        try:
-            return model_name(word)
-        except InvalidValueError as error:
-            raise self.wrong("a model's name", word) from error
+        return self._read("a model's name", model_name)
 
     def pair(self) -> tuple[str, str]:
         """The next word as `key=value`."""
@@ -123,6 +114,13 @@ class Words:
         """The refusal of the word taken last."""
         where = f"{self.name}:{self.number}:{self._column}"
         return ScenarioError(f"{where}: expected {expected}, found {found!r}", field="line", value=self.text)
+
+    def _read(self, expected: str, read: Callable[[str], Read]) -> Read:
+        word = self.take(expected)
+        try:
+            return read(word)
+        except InvalidValueError as error:
+            raise self.wrong(expected, word) from error
 
     def _pair(self, word: str) -> tuple[str, str]:
         key, sign, value = word.partition("=")
