@@ -142,6 +142,28 @@ class NodeVramBudgetOverridden(NodeEvent, frozen=True, kw_only=True, tag="node.v
     vram_budget: VramBudget | None
 
 
+class WatchdogOverrides(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What the watchdog does on one node otherwise than on the fleet; None leaves it to the fleet, 0 is off (C8).
+
+    The fields are the fleet's settings of the same names.
+    """
+
+    idle_timeout_seconds: float | None = None
+    busy_timeout_seconds: float | None = None
+    max_loaded_models: int | None = None
+    reclaim_memory: bool | None = None
+
+
+class NodeWatchdogOverridden(NodeEvent, frozen=True, kw_only=True, tag="node.watchdog_overridden.v1"):
+    """An operator's figures hold on this node until they are given back to the fleet (C8, N11).
+
+    `overrides` are whole: empty gives all of them back; `changed` names the fields that differ from before.
+    """
+
+    overrides: WatchdogOverrides
+    changed: tuple[str, ...]
+
+
 class NodeOverrideCleared(NodeEvent, frozen=True, kw_only=True, tag="node.override_cleared.v1"):
     """The worker's value holds again at once."""
 
@@ -165,5 +187,6 @@ NodeOwnEvent = (
     | NodeCapacityChanged
     | NodeMaxReplicasOverridden
     | NodeVramBudgetOverridden
+    | NodeWatchdogOverridden
     | NodeOverrideCleared
 )

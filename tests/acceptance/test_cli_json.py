@@ -26,6 +26,7 @@ STORY = [
     "node show local-2", "node approve local-2", "node cordon local-2", "node uncordon local-2",
     "node label local-2 a=b", "node unlabel local-2 a", "node slots local-2 2", "node budget local-2 512MiB",
     "node budget local-2 --reset", "node slots local-2 --reset",
+    "node watchdog local-2 max_loaded_models=9", "node watchdog local-2", "node watchdog local-2 --reset",
     "model set told --vram 16MiB -- {echo}", "model show told", "schedule set told --max-replicas 2",
     "schedule show told", "model capacity told", "model clear-breaker told", "measure {file}",
     "load told --node local-2 --wait", "restart told --wait", "unload told --wait",

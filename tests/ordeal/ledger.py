@@ -11,7 +11,7 @@ import msgspec
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.fleet import Settings
-from modelyard_events.node import Gpu, NodeFacts
+from modelyard_events.node import Gpu, NodeFacts, WatchdogOverrides
 from modelyard_events.selectors import Absent, Equals, Exists, In, NotEquals, NotIn, Selector
 from modelyard_events.sizes import Bytes, Fraction, VramBudget
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule
@@ -72,6 +72,7 @@ class Place(msgspec.Struct):
     operator_labels: dict[str, str] = {}
     cap_override: int | None = None
     budget_override: tuple[VramBudget | None] | None = None
+    watchdog: WatchdogOverrides = WatchdogOverrides()
 
     @property
     def cap(self) -> int:

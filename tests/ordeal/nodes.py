@@ -26,6 +26,7 @@ from modelyard_events.node import (
     NodeRemoved,
     NodeResumed,
     NodeVramBudgetOverridden,
+    NodeWatchdogOverridden,
 )
 from tests.ordeal.ledger import Ledger, Place, require
 
@@ -37,6 +38,7 @@ OPERATORS_ONLY = (
     NodeResumed,
     NodeMaxReplicasOverridden,
     NodeVramBudgetOverridden,
+    NodeWatchdogOverridden,
     NodeOverrideCleared,
     NodeRemoved,
 )
@@ -95,6 +97,8 @@ def hear_node(  # noqa: C901, PLR0912, PLR0915 - one arm per event; splitting wo
             place.cap_override = event.max_replicas_per_model
         case NodeVramBudgetOverridden():
             place.budget_override = (event.vram_budget,)
+        case NodeWatchdogOverridden():
+            place.watchdog = event.overrides
         case NodeOverrideCleared():
             if event.override == "vram_budget":
                 place.budget_override = None

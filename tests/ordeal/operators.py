@@ -15,7 +15,7 @@ from modelyard_events.reservation import OperatorHolder
 from modelyard_events.selectors import Selector, parse_selector
 from modelyard_events.sizes import Bytes, Fraction
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule, SpreadAll
-from modelyard_services.policy import capacity, intent, labels, liveness, models, schedules, settings
+from modelyard_services.policy import capacity, intent, labels, liveness, models, node_watchdog, schedules, settings
 from modelyard_services.policy.apply import apply
 from modelyard_services.policy.breaker import clear_breaker
 from modelyard_services.policy.configuration import Configuration, ScheduleEntry
@@ -55,6 +55,15 @@ def _budget(_ordeal: Ordeal, rng: Random, node: NodeName, _model: ModelName) -> 
         return partial(capacity.clear_override, node=node, override="vram_budget")
     budget = rng.choice((None, Bytes(rng.randint(0, 48) * GIB), Fraction(rng.randint(1, 10) / 10)))
     return partial(capacity.override_vram_budget, node=node, budget=budget)
+
+
+def _watchdog(_ordeal: Ordeal, rng: Random, node: NodeName, _model: ModelName) -> Decide:
+    if rng.random() < 0.25:
+        return partial(node_watchdog.clear_watchdog, node=node)
+    drawn = {field: rng.choice((None, *_SETTINGS[field])) for field in rng.sample(node_watchdog.FIELDS, 2)}
+    if rng.random() < 0.5:
+        return partial(node_watchdog.replace_watchdog, node=node, overrides=drawn)
+    return partial(node_watchdog.patch_watchdog, node=node, patch=drawn)
 
 
 def _reserve(ordeal: Ordeal, rng: Random, node: NodeName, _model: ModelName) -> Decide:
@@ -123,6 +132,7 @@ _OPERATORS: dict[str, Callable[[Ordeal, Random, NodeName, ModelName], Decide]] =
     "label anew": _label,
     "slots": _slots,
     "budget": _budget,
+    "watchdog": _watchdog,
     "reserve": _reserve,
     "define": _define,
     "define anew": _define,

@@ -105,7 +105,9 @@ def _place(ledger: Ledger, event: ReplicaPlaced) -> None:
     require("R1", book.revision == event.revision, f"{event.revision} placed, {book.revision} wanted")
     asked = (book.spec.vram or 0) if book.spec is not None else 0
     require("R3", sum(event.vram.values()) >= asked, f"{event.vram} reserved for {asked} bytes")
-    limit = ledger.settings_at(event.decision.basis).max_loaded_models
+    # The node's own is in the log it was guarded by; the fleet's is judged at the decision's basis.
+    own, fleets = place.watchdog.max_loaded_models, ledger.settings_at(event.decision.basis).max_loaded_models
+    limit = fleets if own is None else own
     strangers = {life.model for life in others if life.model != event.model}
     # One of a model that is there already, or goes for it, makes no more models of them.
     more = event.model not in {life.model for life in ledger.on(event.node)}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from modelyard_events.fleet import FleetSettingsChanged, Settings
 from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId
 from modelyard_events.model import ModelScheduleSet
-from modelyard_events.node import HOST_MEMORY
+from modelyard_events.node import HOST_MEMORY, NodeWatchdogOverridden, WatchdogOverrides
 from modelyard_events.replica import ReplicaDrainStarted, ReplicaPlaced
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule
 from modelyard_projections.fleet import Draining, Fleet, NodeState, Ready, ReplicaState
@@ -76,6 +76,8 @@ fleets = st.fixed_dictionaries(
             st.builds(Settings, min_residency_seconds=st.just(60.0)),
             st.builds(Settings, min_residency_seconds=st.just(0.0), max_loaded_models=st.integers(0, 3)),
         ),
+        # The first node's own, before the fleet's (C8).
+        "watchdog": st.builds(WatchdogOverrides, max_loaded_models=st.one_of(st.none(), st.integers(0, 3))),
     }
 )
 
@@ -125,7 +127,8 @@ def _may_go(fleet: Fleet, readings: Readings, state: ReplicaState, drawn: dict[s
 def _takes(fleet: Fleet, node: NodeState, staying: list[ReplicaState], drawn: dict[str, Any]) -> bool:
     spec: ModelSpec = drawn["spec"]
     gpus: int = drawn["schedule"].gpus
-    limit = fleet.settings.max_loaded_models
+    own = node.watchdog.max_loaded_models
+    limit = fleet.settings.max_loaded_models if own is None else own
     if any(set(spec.concurrency_groups) & set(state.groups) for state in staying):
         return False
     if limit and len({state.model for state in staying}) >= limit:
@@ -139,8 +142,15 @@ def _takes(fleet: Fleet, node: NodeState, staying: list[ReplicaState], drawn: di
     return sum(size >= each for size in free.values()) >= gpus and whole >= each * gpus
 
 
-def _world(
-    *, gpus: int, gib: int, tenants: list[Tenant], spec: ModelSpec, schedule: Schedule, settings: Settings
+def _world(  # noqa: PLR0913 - the parts of a fleet, as they are drawn
+    *,
+    gpus: int,
+    gib: int,
+    tenants: list[Tenant],
+    spec: ModelSpec,
+    schedule: Schedule,
+    settings: Settings,
+    watchdog: WatchdogOverrides,
 ) -> tuple[World, Readings]:
     world = World(
         FleetSettingsChanged(settings=settings, changed=("min_residency_seconds",)),
@@ -148,6 +158,8 @@ def _world(
         *a_model(spec=spec),
         ModelScheduleSet(model=M, schedule=schedule, source="api"),
     )
+    if not settings.min_residency_seconds:
+        world.append(NodeWatchdogOverridden(node="n0", overrides=watchdog, changed=()))
     in_flight, used = {}, {}
     for name, tenant in sorted(zip(TENANTS, tenants, strict=False), key=lambda each: each[1].loaded_seconds):
         replica = ReplicaId(f"r-{name}")

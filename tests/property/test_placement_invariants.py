@@ -24,6 +24,8 @@ from modelyard_events.node import (
     NodeRecovered,
     NodeResumed,
     NodeVramBudgetOverridden,
+    NodeWatchdogOverridden,
+    WatchdogOverrides,
 )
 from modelyard_events.replica import ReplicaDrainStarted, ReplicaPlaced
 from modelyard_events.reservation import OperatorHolder, ReplicaHolder, ReservationGranted
@@ -143,6 +145,13 @@ class AnyFleet(RuleBasedStateMachine):
     def limit(self, node: str, slots: int) -> None:
         if self._known(node):
             self._append([NodeMaxReplicasOverridden(node=node, max_replicas_per_model=slots)])
+
+    @rule(node=some_node, models=st.sampled_from([None, None, 0, 1, 2]))
+    def hold(self, node: str, models: int | None) -> None:
+        """As many models as that at once on this node, or as many as the fleet's settings say."""
+        if self._known(node):
+            overrides = WatchdogOverrides(max_loaded_models=models)
+            self._append([NodeWatchdogOverridden(node=node, overrides=overrides, changed=("max_loaded_models",))])
 
     @rule(node=some_node, zone=st.sampled_from(["x", "y"]))
     def label(self, node: str, zone: str) -> None:
@@ -271,7 +280,8 @@ def judge_placement(fleet: Fleet, event: ReplicaPlaced) -> None:
     assert event.replica_index < node.max_replicas_per_model, "I2 within the cap"
     strangers = [state for state in others if state.model != event.model and state.id not in event.waits_for]
     assert not any(set(event.groups).intersection(state.groups) for state in strangers), "I3"
-    limit = fleet.settings.max_loaded_models
+    own = node.watchdog.max_loaded_models
+    limit = fleet.settings.max_loaded_models if own is None else own
     models = {state.model for state in others if state.model != event.model and state.id not in event.waits_for}
     assert not limit or event.replaces or len(models) < limit, "C8"
     model = fleet.models[ModelName(event.model)]

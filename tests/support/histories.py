@@ -51,6 +51,8 @@ from modelyard_events.node import (
     NodeRemoved,
     NodeResumed,
     NodeVramBudgetOverridden,
+    NodeWatchdogOverridden,
+    WatchdogOverrides,
 )
 from modelyard_events.replica import (
     EndReason,
@@ -104,6 +106,8 @@ DECISION = Decision(
 _MODES: Sequence[ScheduleMode] = (Autoscale(1, 3), SpreadAll())
 STRANGE = ("", "a b", "ünïcödé ✓", 'quote " back \\ slash', "nul \0 and \\u0000", "tab\tline\n")
 """Texts that processes and people produce and that databases trip over."""
+
+WATCHDOGS = (WatchdogOverrides(), WatchdogOverrides(max_loaded_models=1), WatchdogOverrides(0.0, 300.0, 0, False))
 
 
 class Choose(Protocol):
@@ -236,6 +240,7 @@ def _change_node(draw: Historian) -> list[AnyEvent]:
         NodeCapacityChanged(node=name, incarnation=life, gpus=node.facts.gpus[:1], ram_total=64 * GIB),
         NodeMaxReplicasOverridden(node=name, max_replicas_per_model=draw.one((1, 5))),
         NodeVramBudgetOverridden(node=name, vram_budget=draw.one((None, Fraction(0.8), Bytes(12 * GIB)))),
+        NodeWatchdogOverridden(node=name, overrides=draw.one(WATCHDOGS), changed=("max_loaded_models",)),
         NodeOverrideCleared(node=name, override=draw.one(("max_replicas_per_model", "vram_budget"))),
     )
     return [draw.one(events)]

@@ -1,7 +1,7 @@
 """One event of every kind with every field set: what golden files, schemas and the public stream are tested with.
 
-Invariant: a sample never changes once its golden file was released; a new field of a tag isn't possible (it would be
-a new tag), a new tag gets a new sample.
+Invariant: a sample never changes once its golden file was released, but for a new optional field: then the body without
+it stays, as one of the `EARLIER`. Any other change of shape is a new tag, with a sample of its own.
 """
 
 from collections.abc import Mapping
@@ -67,6 +67,8 @@ from modelyard_events.node import (
     NodeRemoved,
     NodeResumed,
     NodeVramBudgetOverridden,
+    NodeWatchdogOverridden,
+    WatchdogOverrides,
 )
 from modelyard_events.replica import (
     Process,
@@ -193,6 +195,11 @@ _ALL: Final[tuple[AnyEvent, ...]] = (
     ),
     NodeMaxReplicasOverridden(node=NODE, max_replicas_per_model=3),
     NodeVramBudgetOverridden(node=NODE, vram_budget=Bytes(64 * GIB)),
+    NodeWatchdogOverridden(
+        node=NODE,
+        overrides=WatchdogOverrides(900.0, 300.0, 1, reclaim_memory=True),
+        changed=("idle_timeout_seconds", "busy_timeout_seconds", "max_loaded_models", "reclaim_memory"),
+    ),
     NodeOverrideCleared(node=NODE, override="vram_budget"),
     ReplicaPlaced(
         node=NODE,
@@ -268,3 +275,14 @@ RETIRED: Final[Mapping[str, AnyEvent]] = {
     "node.departed.v0": NodeDeparted(node=NODE, incarnation=IncarnationId("unknown")),
 }
 """What the golden file of each retired tag decodes to."""
+
+EARLIER: Final[Mapping[str, AnyEvent]] = {
+    "fleet.settings_changed.v1.1": FleetSettingsChanged(
+        settings=Settings(True, True, 60.0, 30.0, 300.0, 0.5, 120.0, 5, 60.0), changed=("lost_after_seconds",)
+    ),
+    "fleet.settings_changed.v1.2": FleetSettingsChanged(
+        settings=Settings(True, True, 60.0, 30.0, 300.0, 0.5, 120.0, 5, 60.0, 30.0, "size", 2),
+        changed=("lost_after_seconds",),
+    ),
+}
+"""What bodies mean that were written before their tag got a further optional field."""

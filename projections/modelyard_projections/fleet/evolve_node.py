@@ -29,6 +29,7 @@ from modelyard_events.node import (
     NodeRemoved,
     NodeResumed,
     NodeVramBudgetOverridden,
+    NodeWatchdogOverridden,
     Overridable,
 )
 from modelyard_projections.fleet.picture import FleetState
@@ -113,6 +114,8 @@ def _change(  # noqa: C901, PLR0912 - one arm per event; splitting would hide wh
         ):
             _change_capacity(node, event)
             node.derive()
+        case NodeWatchdogOverridden():
+            node.watchdog = event.overrides
         case NodeRegistered() | NodeRemoved():
             raise AssertionError("applied to the fleet, not to a node")
         case _:

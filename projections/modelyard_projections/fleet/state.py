@@ -21,7 +21,7 @@ from modelyard_events.ids import (
     Revision,
 )
 from modelyard_events.model import RefusalKind
-from modelyard_events.node import HOST_MEMORY, NodeFacts, NodeType
+from modelyard_events.node import HOST_MEMORY, NodeFacts, NodeType, WatchdogOverrides
 from modelyard_events.replica import EndReason, FootprintRule, Process
 from modelyard_events.reservation import Holder
 from modelyard_events.sizes import Fraction, VramBudget, resolve_budget
@@ -94,6 +94,7 @@ class NodeState(msgspec.Struct):
     max_replicas_override: int | None = None
     budget_overridden: bool = False
     budget_override: VramBudget | None = None
+    watchdog: WatchdogOverrides = WatchdogOverrides()
     load_failures: dict[ModelName, LoadFailures] = {}
     replicas: dict[ReplicaId, None] = {}
     reservations: dict[ReservationId, None] = {}

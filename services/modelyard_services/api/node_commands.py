@@ -14,7 +14,7 @@ from modelyard_projections.fleet import Fleet
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import ApiRequest, CommandView, SequenceOf, answer, service_of
 from modelyard_services.errors import NotFoundError
-from modelyard_services.policy import capacity, intent, labels
+from modelyard_services.policy import capacity, intent, labels, node_watchdog
 from modelyard_services.policy.identity import reservation_id
 
 Name = FromPath[str]
@@ -46,6 +46,15 @@ class BudgetBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`80%`, a fraction in (0,1], `12GB`, `12GiB`, bytes; empty or `0` for no cap."""
 
     value: str | float | int | None
+
+
+class WatchdogBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The node's own figures; what isn't named, or null, is the fleet's. 0 and false turn it off on this node."""
+
+    idle_timeout_seconds: float | None = None
+    busy_timeout_seconds: float | None = None
+    max_loaded_models: int | None = None
+    reclaim_memory: bool | None = None
 
 
 class ReservationBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -190,6 +199,28 @@ class NodeCommands(Controller):
         return await _commit(
             request, name, lambda fleet: capacity.clear_override(fleet, node=name, override="vram_budget")
         )
+
+    @put("/watchdog", status_code=200, summary="Override the watchdog")
+    async def set_watchdog(self, request: ApiRequest, node: Name, data: JSONBody[WatchdogBody]) -> CommandView:
+        """Make these the node's own figures of the watchdog, and the fleet's all others (C8, N11)."""
+        name, overrides = NodeName(node), msgspec.structs.asdict(data)
+        return await _commit(
+            request, name, lambda fleet: node_watchdog.replace_watchdog(fleet, node=name, overrides=overrides)
+        )
+
+    @patch("/watchdog", status_code=200, summary="Change the watchdog")
+    async def patch_watchdog(
+        self, request: ApiRequest, node: Name, data: JSONBody[dict[str, bool | int | float | None]]
+    ) -> CommandView:
+        """Change the node's own figures that are given; null gives one back to the fleet (C8)."""
+        name = NodeName(node)
+        return await _commit(request, name, lambda fleet: node_watchdog.patch_watchdog(fleet, node=name, patch=data))
+
+    @delete("/watchdog", status_code=200, summary="Reset the watchdog")
+    async def clear_watchdog(self, request: ApiRequest, node: Name) -> CommandView:
+        """The fleet's figures hold again at once (C8)."""
+        name = NodeName(node)
+        return await _commit(request, name, lambda fleet: node_watchdog.clear_watchdog(fleet, node=name))
 
     @post("/reservations", status_code=201, summary="Reserve VRAM")
     async def reserve(self, request: ApiRequest, node: Name, data: JSONBody[ReservationBody]) -> ReservedAnswer:

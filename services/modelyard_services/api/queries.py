@@ -233,7 +233,11 @@ def _node(request: ApiRequest, name: str) -> views.NodeView:
     service = service_of(request)
     clock = service.runtime.clock
     return views.node_view(
-        service.node(name), service.runtime.demand, now_ns=clock.now_ns(), monotonic_ns=clock.monotonic_ns()
+        service.node(name),
+        service.fleet.settings,
+        service.runtime.demand,
+        now_ns=clock.now_ns(),
+        monotonic_ns=clock.monotonic_ns(),
     )
 
 

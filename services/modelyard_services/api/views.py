@@ -31,6 +31,12 @@ from modelyard_projections.fleet import (
     ReplicaState,
     ReservationState,
 )
+from modelyard_services.api.watchdog_views import (
+    ReplicaWatchdogView,
+    WatchdogView,
+    replica_watchdog_view,
+    watchdog_view,
+)
 
 ReplicaStateName = PhaseName | Literal["unreachable"]
 
@@ -82,6 +88,7 @@ class NodeView(msgspec.Struct, frozen=True):
     disk_free: int | None
     last_heartbeat: datetime | None
     max_replicas_per_model: SlotsView
+    watchdog: WatchdogView
     replicas: int
     drain_deadline: datetime | None
     since: datetime
@@ -102,6 +109,7 @@ class ReplicaView(msgspec.Struct, frozen=True):
     last_used: datetime | None
     revision: str
     reason: str | None
+    watchdog: ReplicaWatchdogView
     since: datetime
 
 
@@ -173,7 +181,7 @@ class SettingsView(msgspec.Struct, frozen=True):
     sequence: int
 
 
-def node_view(node: NodeState, demand: Demand, *, now_ns: int, monotonic_ns: int) -> NodeView:
+def node_view(node: NodeState, settings: Settings, demand: Demand, *, now_ns: int, monotonic_ns: int) -> NodeView:
     """A node as the API shows it; readings come from its last heartbeat, if it is from this incarnation."""
     heard = demand.nodes.get(node.name)
     heartbeat = heard.heartbeat if heard and heard.heartbeat.incarnation == node.incarnation else None
@@ -197,6 +205,7 @@ def node_view(node: NodeState, demand: Demand, *, now_ns: int, monotonic_ns: int
         disk_free=heartbeat.disk_free if heartbeat else None,
         last_heartbeat=instant(now_ns - silent_ns) if heartbeat else None,
         max_replicas_per_model=_slots(node),
+        watchdog=watchdog_view(node.watchdog, settings),
         replicas=len(node.replicas),
         drain_deadline=instant(node.intent.deadline_ns) if isinstance(node.intent, NodeDraining) else None,
         since=instant(node.since_ns),
@@ -224,6 +233,7 @@ def replica_view(replica: ReplicaState, fleet: Fleet, demand: Demand, *, monoton
         last_used=instant(used_ns) if used_ns else None,
         revision=replica.revision,
         reason=phase.reason if isinstance(phase, Draining) else None,
+        watchdog=replica_watchdog_view(fleet, replica),
         since=instant(replica.since_ns),
     )
 

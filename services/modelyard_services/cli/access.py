@@ -1,12 +1,13 @@
 """`modelyard token …`, `settings`, `freeze`, `thaw`: who may ask, and what holds for the whole fleet."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from cyclopts import App, Parameter
 
 from modelyard_events.fleet import Settings
 from modelyard_services.cli import formats
+from modelyard_services.cli.assignments import assigned
 from modelyard_services.cli.session import CommandFailedError, Session, segment
 
 token_app = App(name="token", help="Tokens of clients, and of workers (--registration).")
@@ -101,7 +102,7 @@ def set_settings(*changes: str, session: Here) -> None:
     """Change settings, each as NAME=VALUE; all of them or none."""
     if not changes:
         raise CommandFailedError("name at least one setting, as NAME=VALUE")
-    body = dict(_change(change) for change in changes)
+    body = dict(assigned(change) for change in changes)
     session.done(session.call("PATCH", "/settings", body=body), f"settings changed: {' '.join(changes)}")
 
 
@@ -133,15 +134,3 @@ def thaw(what: Literal["reconciler", "evictions"] = "reconciler", *, session: He
 
 def _path(registration: bool) -> str:  # noqa: FBT001 - it is what it is called
     return "/registration-tokens" if registration else "/tokens"
-
-
-def _change(change: str) -> tuple[str, Any]:
-    key, sign, value = change.partition("=")
-    if not sign:
-        raise CommandFailedError(f"{change!r} isn't name=value")
-    if value in {"true", "false"}:
-        return key, value == "true"
-    try:
-        return key, float(value) if "." in value else int(value)
-    except ValueError:
-        return key, value  # a word; whether this setting takes it, the API knows

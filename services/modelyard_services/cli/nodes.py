@@ -1,14 +1,18 @@
 """`modelyard node …`: the registry of nodes."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
 from modelyard_services.cli import formats
+from modelyard_services.cli.assignments import assigned
 from modelyard_services.cli.session import CommandFailedError, Session, segment
 from modelyard_services.cli.waiting import until
 
 app = App(name="node", help="Nodes: list, admit, label, cordon, drain, limit, remove.")
+FLEETS: Final = "fleet"
+"""In place of a figure: the fleet's holds."""
+
 Here = Annotated[Session, Parameter(parse=False)]
 
 
@@ -58,6 +62,7 @@ def show(node: str, *, session: Here) -> None:
             "slots per model",
             f"{answer['max_replicas_per_model']['value']} ({answer['max_replicas_per_model']['source']})",
         ),
+        *((name, f"{each['value']} ({each['source']})") for name, each in answer["watchdog"].items()),
         ("ram free", formats.size(answer["ram_free"])),
         ("disk free", formats.size(answer["disk_free"])),
         ("heard", formats.age(answer["last_heartbeat"])),
@@ -133,6 +138,33 @@ def budget(node: str, value: str | None = None, *, reset: bool = False, session:
     """Set the VRAM that models may use (`80%`, `12GiB`); `--reset` gives the worker's budget back its force."""
     path = f"/nodes/{segment(node)}/vram-budget"
     _override(session, path, value, reset=reset, enforce=False, what=f"{node} VRAM budget")
+
+
+@app.command
+def watchdog(node: str, *changes: str, reset: bool = False, session: Here) -> None:
+    """Show what ends by itself on the node, and whose figures hold; or set its own, each as NAME=VALUE.
+
+    `modelyard node watchdog gpu-1 max_loaded_models=1 idle_timeout_seconds=fleet`: 0 and false turn it off on this
+    node, `fleet` gives one back to the fleet's settings.
+
+    Parameters
+    ----------
+    reset
+        Give all of them back to the fleet.
+    """
+    path = f"/nodes/{segment(node)}/watchdog"
+    if reset and changes:
+        raise CommandFailedError("give either figures or --reset")
+    if reset:
+        session.done(session.call("DELETE", path), f"{node} watchdog as the fleet's")
+    elif changes:
+        given = dict(assigned(change) for change in changes)
+        body = {name: None if value == FLEETS else value for name, value in given.items()}
+        session.done(session.call("PATCH", path, body=body), f"{node} watchdog set: {' '.join(changes)}")
+    else:
+        answer = session.get(f"/nodes/{segment(node)}")["watchdog"]
+        rows = [(name, each["value"], each["source"], each["fleet_value"]) for name, each in answer.items()]
+        session.show(answer, rows, "FIGURE", "VALUE", "SOURCE", "FLEET")
 
 
 @app.command

@@ -32,6 +32,7 @@ from modelyard_services.policy.filters import (
     shared_groups,
     vram_rejection,
 )
+from modelyard_services.policy.limits import max_loaded_models
 from modelyard_services.policy.memory import Space, choose_devices
 from modelyard_services.policy.victims import Resident, Spares, residents
 
@@ -236,7 +237,7 @@ class Trial:
 
     def _lack(self) -> str | None:
         """The first filter that still rejects the node."""
-        wish, limit = self._scene.wish, self._scene.fleet.settings.max_loaded_models
+        wish, limit = self._scene.wish, max_loaded_models(self._scene.fleet, self._node)
         if not self._in_way <= self._gone.keys():
             return "concurrency_group"
         if limit and sum(count > 0 for model, count in self._models.items() if model != wish.model) >= limit:

@@ -18,6 +18,7 @@ from modelyard_events.ids import ModelName, NodeName
 from modelyard_events.selectors import Selector, format_selector, matches
 from modelyard_projections.fleet import Alive, Fleet, NodeState, ReplicaState, Schedulable
 from modelyard_projections.fleet.state import LoadFailures
+from modelyard_services.policy.limits import max_loaded_models
 from modelyard_services.policy.memory import Room, empty_room, room
 from modelyard_services.policy.readings import Readings
 
@@ -119,7 +120,7 @@ def shared_groups(wish: Wish, state: ReplicaState) -> set[str]:
 
 def loaded_limit(scene: Scene, node: NodeState) -> Rejection | None:
     """As many other models live here as the limit allows, loads under way included (rule C8)."""
-    limit = scene.fleet.settings.max_loaded_models
+    limit = max_loaded_models(scene.fleet, node)
     others = len(node.slots) - (scene.wish.model in node.slots)
     return Rejection("loaded_limit", limit) if limit and others >= limit else None
 

@@ -159,12 +159,25 @@ class _Search:
         )
 
     def _reject_full_of_models(self) -> None:
-        limit = self._rows.fleet.settings.max_loaded_models
-        if limit:
-            models = self._rows.sets.get("models", {})
-            over = _union(mask for count, mask in models.items() if isinstance(count, int) and count > limit)
-            present = _union(self._rows.sets.get(("count", self._wish.model), {}).values())
-            self._reject("loaded_limit", over | (models.get(limit, 0) & ~present), limit, limit)
+        full = {limit: self._full_of_models(limit) & nodes for limit, nodes in self._limits().items() if limit}
+        limits = [limit for limit, nodes in full.items() if nodes & self._left]
+        if limits:
+            self._reject("loaded_limit", _union(full.values()), min(limits), max(limits))
+
+    def _limits(self) -> dict[int, int]:
+        """The nodes that each limit of models holds for; a node's own goes before the fleet's (C8)."""
+        limits: dict[int, int] = {}
+        for own, nodes in self._rows.sets.get("own_limit", {}).items():
+            limit = own if isinstance(own, int) else self._rows.fleet.settings.max_loaded_models
+            limits[limit] = limits.get(limit, 0) | nodes
+        return limits
+
+    def _full_of_models(self, limit: int) -> int:
+        """The nodes that hold as many other models already."""
+        models = self._rows.sets.get("models", {})
+        over = _union(mask for count, mask in models.items() if isinstance(count, int) and count > limit)
+        present = _union(self._rows.sets.get(("count", self._wish.model), {}).values())
+        return over | (models.get(limit, 0) & ~present)
 
     def _reject_disk(self) -> None:
         if self._wish.disk is None:

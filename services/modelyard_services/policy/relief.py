@@ -63,7 +63,13 @@ def _mark(node: NodeState) -> Mark:
         isinstance(node.liveness, Alive),
         isinstance(node.intent, Schedulable),
         node.labels,
-        (node.devices, node.budget, node.max_replicas_per_model, node.facts.disk_total),
+        (
+            node.devices,
+            node.budget,
+            node.max_replicas_per_model,
+            node.watchdog.max_loaded_models,
+            node.facts.disk_total,
+        ),
         frozenset(node.reservations),
         node.vram_reserved,
     )

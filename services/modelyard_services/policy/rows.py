@@ -188,6 +188,7 @@ class Rows:
             row.own_sequence = node.sequence
             row.own = {
                 ("cap", node.max_replicas_per_model),
+                ("own_limit", node.watchdog.max_loaded_models),
                 *self._fixed(node),
                 *(("selector", selector) for selector in self._selectors if matches(selector, node.labels)),
             }

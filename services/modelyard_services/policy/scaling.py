@@ -28,6 +28,7 @@ from modelyard_services.policy.desired import (
     shortage,
 )
 from modelyard_services.policy.ending import begin_drain
+from modelyard_services.policy.limits import idle_timeout
 from modelyard_services.policy.placement import Request, place
 from modelyard_services.policy.victims import is_pinned
 
@@ -187,13 +188,20 @@ def _idle_above_floor(view: View, model: ModelState, surplus: Sequence[ReplicaSt
 
 
 def _idle_for_long(view: View, model: ModelState, surplus: Sequence[ReplicaState]) -> list[Action]:
-    """Down to the floor, and to nothing where that is zero: by the model's own timeout, else by the fleet's (C8)."""
-    seconds = model.options.idle_timeout_seconds or view.fleet.settings.idle_timeout_seconds
-    if not seconds:
-        return []
-    idle = [state for state in surplus if _idle_seconds(view, state) >= seconds]
+    """Down to the floor, and to nothing where that is zero, each by the timeout in force where it runs (C8)."""
+    idle = [state for state in surplus if _outlived_its_timeout(view, state)]
     gone = idle[: max(0, len(surplus) - floor(model))]
-    return [_end(view, state, f"idle for its timeout of {seconds:g} s", by=-1, code="idle") for state in gone]
+    return [_end(view, state, _timeout_told(view.fleet, state), by=-1, code="idle") for state in gone]
+
+
+def _outlived_its_timeout(view: View, state: ReplicaState) -> bool:
+    limit = idle_timeout(view.fleet, state).seconds
+    return bool(limit) and _idle_seconds(view, state) >= limit
+
+
+def _timeout_told(fleet: Fleet, state: ReplicaState) -> str:
+    limit = idle_timeout(fleet, state)
+    return f"idle for the {limit.setter}'s timeout of {limit.seconds:g} s"
 
 
 def _is_scaled(model: ModelState) -> bool:
@@ -241,6 +249,9 @@ def _ended(fleet: Fleet, _command: CommandId, *, cut: Cut) -> Sequence[AnyEvent]
     state = fleet.replicas.get(cut.replica)
     # Another change of this model's count may have made the surplus good; the next pass knows.
     if state is None or fleet.model_sequence(state.model) != cut.basis:
+        return []
+    # Node or fleet may have been set otherwise, which no model's sequence tells.
+    if cut.code == "idle" and cut.reason != _timeout_told(fleet, state):
         return []
     model = fleet.models[state.model]
     decision = why(fleet, cut.reason, "scaling", counted=len(counted(fleet, model)), floor=floor(model))

@@ -40,7 +40,7 @@ _TYPES: Final = get_type_hints(Settings)
 
 def patch_settings(fleet: Fleet, *, patch: Mapping[str, object]) -> list[AnyEvent]:
     """Change the fields named; None puts one back to its default."""
-    _check_fields(patch)
+    refuse_unknown(patch, Settings.__struct_fields__, what="setting")
     defaults = _as_fields(Settings())
     given = {field: defaults[field] if value is None else value for field, value in patch.items()}
     return _become(fleet, _checked({**_as_fields(fleet.settings), **given}))
@@ -48,7 +48,7 @@ def patch_settings(fleet: Fleet, *, patch: Mapping[str, object]) -> list[AnyEven
 
 def replace_settings(fleet: Fleet, *, settings: Mapping[str, object]) -> list[AnyEvent]:
     """The settings are these, and the default where a field isn't named."""
-    _check_fields(settings)
+    refuse_unknown(settings, Settings.__struct_fields__, what="setting")
     return _become(fleet, _checked({**_as_fields(Settings()), **settings}))
 
 
@@ -62,6 +62,30 @@ def thaw(fleet: Fleet, *, parts: Collection[Freezable]) -> list[AnyEvent]:
     return patch_settings(fleet, patch={f"{part}_frozen": False for part in parts})
 
 
+def refuse_unknown(given: Mapping[str, object], known: tuple[str, ...], *, what: str) -> None:
+    """Refuse the first name that isn't `known`.
+
+    Raises:
+        InvalidValueError: there is no such `what`.
+    """
+    for field, value in given.items():
+        if field not in known:
+            raise InvalidValueError(field, value, f"is no {what}; give {', '.join(known)}")
+
+
+def checked_setting(field: str, value: object) -> object:
+    """`value` as the setting `field` holds it.
+
+    Raises:
+        InvalidValueError: it is of another kind, or out of range.
+    """
+    typed = _typed(field, value)
+    low, high = _BOUNDS.get(field, (None, None))
+    if low is not None and high is not None and not low <= typed <= high:  # type: ignore[operator]
+        raise InvalidValueError(field, value, f"is out of range; give {low:g} … {high:g}")
+    return typed
+
+
 def _become(fleet: Fleet, wanted: Settings) -> list[AnyEvent]:
     before = fleet.settings
     changed = tuple(field for field in Settings.__struct_fields__ if getattr(before, field) != getattr(wanted, field))
@@ -72,28 +96,14 @@ def _as_fields(settings: Settings) -> dict[str, object]:
     return msgspec.structs.asdict(settings)
 
 
-def _check_fields(given: Mapping[str, object]) -> None:
-    for field, value in given.items():
-        if field not in Settings.__struct_fields__:
-            known = ", ".join(Settings.__struct_fields__)
-            raise InvalidValueError(field, value, f"is no setting; the settings are {known}")
-
-
 def _checked(fields: Mapping[str, object]) -> Settings:
-    for field, value in fields.items():
-        _check_type(field, value)
-    settings = msgspec.convert(fields, Settings)
-    for field, (low, high) in _BOUNDS.items():
-        value = getattr(settings, field)
-        if not low <= value <= high:
-            raise InvalidValueError(field, value, f"is out of range; give {low:g} … {high:g}")
-    return settings
+    return msgspec.convert({field: checked_setting(field, value) for field, value in fields.items()}, Settings)
 
 
-def _check_type(field: str, value: object) -> None:
+def _typed(field: str, value: object) -> object:
     wanted = _TYPES[field]
     try:
-        msgspec.convert(value, wanted)
+        return msgspec.convert(value, wanted)
     except msgspec.ValidationError as error:
         words = get_args(wanted)
         problem = f"is none of {', '.join(words)}" if words else f"is not a {wanted.__name__}"

@@ -1,7 +1,8 @@
 """What operators may have ended by itself: requests that never end, and memory that is nearly full (rule C8).
 
 Invariant: both are off until they are set; a pinned model is exempt from the reclaimer and not from the busy timeout;
-the reclaimer ends at most one replica a node at once, and none while another is on its way out there.
+the reclaimer ends at most one replica a node at once, and none while another is on its way out there. Whose figures
+hold, `limits` says.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from modelyard_services.policy.actions import NANOSECONDS, Action, View, why
 from modelyard_services.policy.desired import is_ready
 from modelyard_services.policy.ending import begin_drain
 from modelyard_services.policy.filters import Scene, Wish
+from modelyard_services.policy.limits import busy_timeout, reclaims_memory
 from modelyard_services.policy.memory import room
 from modelyard_services.policy.victims import Resident, residents
 
@@ -40,13 +42,8 @@ def _stuck(view: View) -> list[Action]:
 
 
 def _is_too_long(fleet: Fleet, state: ReplicaState, seconds: float) -> bool:
-    limit = _busy_limit(fleet, state)
+    limit = busy_timeout(fleet, state).seconds
     return bool(limit) and seconds >= limit
-
-
-def _busy_limit(fleet: Fleet, state: ReplicaState) -> float:
-    """The model's own, else the fleet's; 0 is none."""
-    return fleet.models[state.model].options.busy_timeout_seconds or fleet.settings.busy_timeout_seconds
 
 
 def _oldest_ns(view: View) -> dict[ReplicaId, int]:
@@ -71,19 +68,20 @@ def _ended_busy(fleet: Fleet, _command: CommandId, *, replica: ReplicaId, second
     state = fleet.replicas.get(replica)
     if state is None or not _is_too_long(fleet, state, seconds):
         return []
-    limit = _busy_limit(fleet, state)
-    decision = why(fleet, "a request runs for longer than busy_timeout_seconds", seconds=seconds, limit=limit)
+    limit = busy_timeout(fleet, state)
+    outcome = f"a request runs for longer than busy_timeout_seconds of the {limit.setter}"
+    decision = why(fleet, outcome, seconds=seconds, limit=limit.seconds)
     # No time to drain: what it would wait for is what doesn't end, so the stop that follows is forced.
     return begin_drain(fleet, [replica], reason="busy_timeout", deadline_seconds=0, decision=decision)
 
 
 def _reclaim(view: View) -> list[Action]:
-    if not view.fleet.settings.reclaim_memory:
-        return []
     return [
         _free(view, node, victim)
         for node in view.fleet.nodes.values()
-        if isinstance(node.liveness, Alive) and (victim := _victim(view, node)) is not None
+        if reclaims_memory(view.fleet, node)
+        and isinstance(node.liveness, Alive)
+        and (victim := _victim(view, node)) is not None
     ]
 
 
@@ -115,7 +113,7 @@ def _free(view: View, node: NodeState, victim: Resident) -> Action:
 
 def _freed(fleet: Fleet, _command: CommandId, *, view: View, replica: ReplicaId, share: float) -> Sequence[AnyEvent]:
     state = fleet.replicas.get(replica)
-    if state is None or not fleet.settings.reclaim_memory:
+    if state is None or not reclaims_memory(fleet, fleet.nodes[state.node]):
         return []
     states = fleet.replicas_on(state.node)
     scene = Scene(fleet, view.readings, Wish(NOBODY, view.moment.log_ns))

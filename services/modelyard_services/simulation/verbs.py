@@ -16,7 +16,7 @@ from modelyard_events.ids import LabelKey
 from modelyard_events.node import Gpu, NodeFacts
 from modelyard_events.requests import Departing
 from modelyard_events.sizes import Bytes
-from modelyard_services.policy import capacity, intent, labels, liveness, models, schedules, settings
+from modelyard_services.policy import capacity, intent, labels, liveness, models, node_watchdog, schedules, settings
 from modelyard_services.policy.apply import apply
 from modelyard_services.policy.configuration import Configuration, ScheduleEntry
 from modelyard_services.policy.ending import begin_drain
@@ -172,15 +172,24 @@ def _budget(words: Words) -> Act:
 
 def _set(words: Words) -> Act:
     """`set drain_deadline_seconds 30`: a setting of the fleet; `default` puts it back."""
-    field, text = words.one_of(*Settings.__struct_fields__), words.take("a value")
-    if text in {"true", "false", "default"}:
-        value: object = {"true": True, "false": False, "default": None}[text]
-    elif text.isascii() and text.isdecimal():
-        wanted = type(getattr(Settings(), field))
-        value = wanted(int(text))
-    else:
-        raise words.wrong("a whole number, true, false or default", text)
+    field, value = _setting(words, Settings.__struct_fields__)
     return _operator(partial(settings.patch_settings, patch={field: value}))
+
+
+def _watchdog(words: Words) -> Act:
+    """`watchdog gpu-1 max_loaded_models 1`: the node's own figure; `default` gives it back to the fleet."""
+    node, (field, value) = words.node(), _setting(words, node_watchdog.FIELDS)
+    return _operator(partial(node_watchdog.patch_watchdog, node=node, patch={field: value}))
+
+
+def _setting(words: Words, known: tuple[str, ...]) -> tuple[str, object]:
+    """The next two words as a setting, one of `known`, and its value; None for `default`."""
+    field, text = words.one_of(*known), words.take("a value")
+    if text in {"true", "false", "default"}:
+        return field, {"true": True, "false": False, "default": None}[text]
+    if not (text.isascii() and text.isdecimal()):
+        raise words.wrong("a whole number, true, false or default", text)
+    return field, type(getattr(Settings(), field))(int(text))
 
 
 def _unload(words: Words) -> Act:
@@ -252,6 +261,7 @@ VERBS: Final[Mapping[str, Callable[[Words], Act]]] = {
     "label": _label,
     "slots": _slots,
     "budget": _budget,
+    "watchdog": _watchdog,
     "set": _set,
     "unload": _unload,
     **TRAFFIC,

@@ -127,6 +127,9 @@ async def test_operator_reservations_hold_vram_until_they_are_released(
         ("PATCH", "/labels", {"fine": "yes", "node.name": "x"}, "label"),
         ("PUT", "/max-replicas-per-model", {"value": 0}, "max_replicas_per_model"),
         ("POST", "/reservations", {"vram": "lots", "holder": "me"}, "vram"),
+        ("PUT", "/watchdog", {"max_loaded_models": 901}, "max_loaded_models"),
+        ("PATCH", "/watchdog", {"reclaim_memory": 1}, "reclaim_memory"),
+        ("PATCH", "/watchdog", {"max_loaded_models": 1, "lost_after_seconds": 60}, "lost_after_seconds"),
     ],
 )
 async def test_bad_input_names_the_field_and_changes_nothing(
@@ -215,6 +218,47 @@ async def test_an_override_shows_whose_it_is_and_what_the_worker_says(
     assert node["labels"]["node.replica-slots"]["value"] == "4"
     await client.delete(f"{NODE_PATH}/max-replicas-per-model")
     assert (await client.get(NODE_PATH)).json()["max_replicas_per_model"]["source"] == "worker"
+
+
+async def test_a_nodes_watchdog_shows_whose_each_figure_is_and_what_the_fleet_says(
+    runtime: Runtime, client: httpx.AsyncClient
+) -> None:
+    """C8, N11, X28: patched, replaced, given back; a figure that isn't named is the fleet's."""
+    await _approved(runtime)
+    await client.patch("/api/v1/settings", json={"idle_timeout_seconds": 600, "max_loaded_models": 4})
+    await client.patch(f"{NODE_PATH}/watchdog", json={"idle_timeout_seconds": 0, "reclaim_memory": True})
+    shown = (await client.get(NODE_PATH)).json()["watchdog"]
+    assert shown == {
+        "idle_timeout_seconds": {"value": 0, "source": "node", "fleet_value": 600},
+        "busy_timeout_seconds": {"value": 0, "source": "fleet", "fleet_value": 0},
+        "max_loaded_models": {"value": 4, "source": "fleet", "fleet_value": 4},
+        "reclaim_memory": {"value": True, "source": "node", "fleet_value": False},
+    }
+    await client.put(f"{NODE_PATH}/watchdog", json={"max_loaded_models": 1, "busy_timeout_seconds": None})
+    shown = (await client.get(NODE_PATH)).json()["watchdog"]
+    assert shown["max_loaded_models"] == {"value": 1, "source": "node", "fleet_value": 4}
+    assert {name for name, figure in shown.items() if figure["source"] == "node"} == {"max_loaded_models"}
+    again = await client.put(f"{NODE_PATH}/watchdog", json={"max_loaded_models": 1})
+    assert (again.status_code, again.json()["changed"]) == (200, False)
+    assert (await client.delete(f"{NODE_PATH}/watchdog")).status_code == 200
+    missing = await client.delete(f"{NODE_PATH}/watchdog")
+    assert (missing.status_code, missing.json()["code"], missing.json()["field"]) == (404, "not_found", "watchdog")
+
+
+async def test_a_replica_shows_the_timeouts_that_hold_for_it_and_who_set_them(
+    runtime: Runtime, client: httpx.AsyncClient
+) -> None:
+    """C8: schedule, node, fleet."""
+    await _approved(runtime)
+    await client.put("/api/v1/models/m", json={"command": ["serve"], "vram": "1GiB"})
+    await client.put("/api/v1/models/m/schedule", json={"busy_timeout_seconds": 30})
+    await client.patch(f"{NODE_PATH}/watchdog", json={"busy_timeout_seconds": 60, "idle_timeout_seconds": 90})
+    assert (await client.post("/api/v1/models/m/replicas", json={})).is_success
+    (replica,) = (await client.get("/api/v1/replicas")).json()["items"]
+    assert replica["watchdog"] == {
+        "idle_timeout_seconds": {"value": 90, "source": "node"},
+        "busy_timeout_seconds": {"value": 30, "source": "schedule"},
+    }
 
 
 async def test_lists_come_in_pages_from_one_sequence(runtime: Runtime, client: httpx.AsyncClient) -> None:

@@ -23,6 +23,8 @@ from modelyard_events.node import (
     NodeRecovered,
     NodeResumed,
     NodeVramBudgetOverridden,
+    NodeWatchdogOverridden,
+    WatchdogOverrides,
 )
 from modelyard_events.replica import ReplicaDrainStarted, ReplicaLoadFailed, ReplicaPlaced
 from modelyard_events.reservation import OperatorHolder, ReservationGranted, ReservationReleased
@@ -258,6 +260,11 @@ CLEARING: dict[str, tuple[list[AnyEvent], list[AnyEvent], str]] = {
     "capacity": (
         an_approved_node("n9", labels=TIER),
         [NodeVramBudgetOverridden(node="n9", vram_budget=Bytes(20 * GIB))],
+        "capacity changed",
+    ),
+    "loaded limit": (
+        an_approved_node("n9", labels=TIER),
+        [NodeWatchdogOverridden(node="n9", overrides=WatchdogOverrides(max_loaded_models=0), changed=())],
         "capacity changed",
     ),
     "slots": (

@@ -24,6 +24,8 @@ from modelyard_events.node import (
     NodeRemoved,
     NodeType,
     NodeVramBudgetOverridden,
+    NodeWatchdogOverridden,
+    WatchdogOverrides,
 )
 from modelyard_events.replica import ReplicaAdopted, ReplicaLoadStarted, ReplicaUnloaded
 from modelyard_events.requests import Register
@@ -299,6 +301,7 @@ def test_operators_decisions_survive_a_restart() -> None:
         NodeLabelsChanged(node="n1", changed={LabelKey("tier"): "gold"}),
         NodeMaxReplicasOverridden(node="n1", max_replicas_per_model=2),
         NodeVramBudgetOverridden(node="n1", vram_budget=Fraction(0.5)),
+        NodeWatchdogOverridden(node="n1", overrides=WatchdogOverrides(max_loaded_models=1), changed=()),
         NodeDrainStarted(node="n1", deadline_seconds=60),
     ]
     history = given(*APPROVED, *operators)
@@ -308,6 +311,7 @@ def test_operators_decisions_survive_a_restart() -> None:
     assert node.admission == "approved"
     assert node.labels["tier"] == "gold"
     assert (node.max_replicas_per_model, node.vram_budget) == (2, Fraction(0.5))
+    assert node.watchdog == WatchdogOverrides(max_loaded_models=1)
     assert isinstance(node.intent, NodeDraining)
     assert node.intent == before
 
