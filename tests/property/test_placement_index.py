@@ -1,4 +1,7 @@
-"""The index answers what the plain search answers, whatever happens to a fleet and in whatever order it is told."""
+"""The index answers what the plain search answers, whatever happens to a fleet and in whatever order it is told.
+
+So a trap that the plain search is tested for (X6, X8, X18, X20) isn't in the index either.
+"""
 
 import msgspec
 from hypothesis import given, settings

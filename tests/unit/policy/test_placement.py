@@ -379,6 +379,22 @@ def test_measured_free_memory_bounds_what_the_budget_leaves() -> None:
     assert found.message == "0/1 nodes: 1 vram (short by 1.0 GiB); on n1, a#0 is loading"
 
 
+def test_memory_that_is_measured_free_beyond_the_budget_is_not_given_away() -> None:
+    """R3, N12, X6: nothing of what is reserved shows as used yet, and the budget holds all the same."""
+    history = given(
+        *an_approved_node(vram=16 * GIB),
+        *a_model("a"),
+        *a_ready_replica("r-1", model="a", vram={0: 8 * GIB}),
+        NodeVramBudgetOverridden(node="n1", vram_budget=Bytes(12 * GIB)),
+        *a_model(spec=some_spec(vram=6 * GIB)),
+    )
+    hidden = ReplicaReading(ReplicaId("r-1"), "a#0", "rev", "ready", some_process(), memory=None)
+    heartbeat = Heartbeat(NodeName("n1"), incarnation_of("n1"), 99, vram_free={0: 16 * GIB}, replicas=(hidden,))
+    found = place(history.fleet, heard(history.fleet, heartbeat), request()).refused
+    assert found is not None
+    assert found.message.startswith("0/1 nodes: 1 vram (short by 2.0 GiB)")
+
+
 def test_an_unknown_reading_is_neither_empty_nor_full() -> None:
     """N9: no measurement, an old one or another life's leave the budget alone to decide."""
     history = given(*an_approved_node(), *a_model(spec=some_spec(vram=20 * GIB)))
