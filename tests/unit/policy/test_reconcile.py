@@ -220,6 +220,21 @@ def test_a_drain_ends_at_its_deadline_whoever_still_waits() -> None:
     assert world.settle() == [ReplicaStopRequested(node="n1", replicas=(R1,), forced=True)]
 
 
+def test_a_nodes_drain_waits_for_the_requests_on_its_replicas() -> None:
+    """N10, R8, X11: the replica stays in the books with its leases until the last one is let go."""
+    world = World(*an_approved_node(), *a_model(), *a_ready_replica(R1))
+    world.route(r_1=1)
+    world.append(NodeDrainStarted(node="n1", deadline_seconds=600))
+    world.settle()
+    world.later(60).route(r_1=1)
+    world.settle()
+    assert world.replicas() == [("n1", "draining")]
+    assert world.of(ReplicaStopRequested) == []
+    world.route()
+    world.settle()
+    assert world.of(ReplicaStopRequested) == [ReplicaStopRequested(node="n1", replicas=(R1,))]
+
+
 def test_resuming_in_mid_drain_keeps_what_has_not_gone() -> None:
     world = World(*an_approved_node("n1"), *a_model(), at_least(1), *a_ready_replica(R1), *an_approved_node("n2"))
     world.append(NodeDrainStarted(node="n1", deadline_seconds=600))
@@ -422,6 +437,22 @@ def test_an_old_revision_serves_on_while_the_new_one_fits_nowhere() -> None:
     world.live()
     assert world.replicas() == [("n1", "ready")]
     assert len(world.of(ModelPlacementRefused)) == 1
+
+
+def test_a_new_revision_does_not_take_a_place_that_its_groups_forbid() -> None:
+    """R5, R6, X8: the old one has no group and serves on beside the group's holder; the new one would break it."""
+    world = World(
+        *an_approved_node(vram=2 * GIB, slots=1),
+        *a_model("other", some_spec(groups=("h",))),
+        *a_ready_replica("r-2", model="other", groups=("h",)),
+        *a_model(),
+        *a_ready_replica(R1),
+        at_least(1),
+    )
+    world.append(redefined(concurrency_groups=("h",)))
+    world.live()
+    assert world.replicas() == [("n1", "ready")]
+    assert R1 in world.fleet.replicas
 
 
 def test_a_load_of_an_old_revision_is_stopped_before_it_serves() -> None:

@@ -12,6 +12,7 @@ from modelyard_events.envelope import AnyEvent
 from modelyard_events.fleet import FleetTokenCreated
 from modelyard_events.ids import ModelName, NodeName, ReplicaId
 from modelyard_events.model import ModelReplicaEnded, ModelReplicaReady
+from modelyard_events.node import NodeLabelsChanged
 from modelyard_events.replica import (
     Process,
     ReplicaLoaded,
@@ -297,6 +298,26 @@ async def test_the_leases_of_a_router_that_was_killed_are_forgotten(world: World
         assert {(await router.route("m")).replica for _ in range(2)} == {"r-2"}
         await eventually(lambda: router._board._others._sums == {})
         assert (await router.route("m")).replica == "r-1"
+
+
+async def test_an_event_of_its_node_leaves_a_replicas_load_as_it_is(world: World) -> None:
+    """T2, X16: what is folded anew keeps its own leases and those of other routers, and ends at nothing."""
+    await world.happens(*two_ready())
+    now_ns = world.runtime.clock.monotonic_ns()
+    report = RouterReport(router="other", folded_sequence=1, in_flight={ReplicaId("r-1"): 3})
+    world.runtime.demand.hear_router(report, now_ns=now_ns + 60 * 1_000_000_000)
+    async with world.router() as router:
+
+        def load() -> dict[str, int]:
+            return {candidate.replica: candidate.in_flight for candidate in router._board.candidates("m")}
+
+        await eventually(lambda: load() == {"r-1": 3, "r-2": 0})
+        lease = await router.route("m")
+        for node in ("n1", "n2"):
+            await world.commit(NodeLabelsChanged(node=node, changed={"rack": "7"}))
+        assert load() == {"r-1": 3, "r-2": 1}
+        assert router.release(lease.lease)
+        assert load() == {"r-1": 3, "r-2": 0}
 
 
 async def test_a_router_that_cannot_be_read_is_not_taken_for_one_that_holds_nothing(world: World) -> None:
