@@ -189,6 +189,18 @@ async def test_a_replica_too_busy_to_answer_its_probe_is_not_dead(world: World) 
         assert {(await router.route("m")).replica for _ in range(2)} == {"r-1", "r-2"}
 
 
+async def test_a_replica_that_serves_another_routers_request_is_not_dead_for_its_silence(world: World) -> None:
+    """X15: whose requests keep it busy makes no difference."""
+    await world.happens([*an_approved_node("n1"), *a_model()], a_ready_replica("r-1", node="n1"))
+    report = RouterReport(router="other", folded_sequence=1, in_flight={ReplicaId("r-1"): 1})
+    world.runtime.demand.hear_router(report, now_ns=world.runtime.clock.monotonic_ns() + 60 * 1_000_000_000)
+    async with world.router() as router:
+        await eventually(lambda: [one.in_flight for one in router._board.candidates(ModelName("m"))] == [1])
+        world.answers[world.address("r-1")] = TimedOut()
+        assert (await router.route("m")).replica == "r-1"
+        assert router._board.shut_ones() == []
+
+
 async def test_a_silent_replica_that_serves_nobody_is_out(world: World) -> None:
     """T4: requests that only wait for the same probe don't make a hung process look busy."""
     await world.happens(*two_ready())
@@ -309,7 +321,7 @@ async def test_an_event_of_its_node_leaves_a_replicas_load_as_it_is(world: World
     async with world.router() as router:
 
         def load() -> dict[str, int]:
-            return {candidate.replica: candidate.in_flight for candidate in router._board.candidates("m")}
+            return {candidate.replica: candidate.in_flight for candidate in router._board.candidates(ModelName("m"))}
 
         await eventually(lambda: load() == {"r-1": 3, "r-2": 0})
         lease = await router.route("m")
