@@ -319,6 +319,15 @@ def test_a_label_of_an_unrelated_node_closes_nothing() -> None:
     assert closed_by(world) == []
 
 
+def test_an_unrelated_nodes_changes_keep_no_breaker_from_opening() -> None:
+    """C5, X17: the failed passes count on, however busy the rest of the fleet is."""
+    world = a_world(*an_approved_node("n9"))
+    for number in range(3):
+        world.append(NodeLabelsChanged(node="n9", changed={"note": str(number)}))  # type: ignore[dict-item]
+        passes(world, 1)
+    assert is_open(world)
+
+
 def test_what_made_room_is_kept_until_the_breaker_has_closed() -> None:
     """C5: an append that fails is tried again at the next pass, though the node stands still by then."""
     world = opened(a_world())

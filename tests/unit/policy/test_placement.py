@@ -380,16 +380,20 @@ def test_measured_free_memory_bounds_what_the_budget_leaves() -> None:
 
 
 def test_memory_that_is_measured_free_beyond_the_budget_is_not_given_away() -> None:
-    """R3, N12, X6: nothing of what is reserved shows as used yet, and the budget holds all the same."""
+    """R3, N12, X6: device by device, though nothing of what is reserved shows as used."""
     history = given(
-        *an_approved_node(vram=16 * GIB),
+        *an_approved_node(gpus=2, vram=16 * GIB, slots=2),
         *a_model("a"),
         *a_ready_replica("r-1", model="a", vram={0: 8 * GIB}),
-        NodeVramBudgetOverridden(node="n1", vram_budget=Bytes(12 * GIB)),
-        *a_model(spec=some_spec(vram=6 * GIB)),
+        *a_ready_replica("r-2", model="a", index=1, vram={1: 12 * GIB}),
+        *a_model(spec=some_spec(vram=10 * GIB)),
     )
-    hidden = ReplicaReading(ReplicaId("r-1"), "a#0", "rev", "ready", some_process(), memory=None)
-    heartbeat = Heartbeat(NodeName("n1"), incarnation_of("n1"), 99, vram_free={0: 16 * GIB}, replicas=(hidden,))
+    unseen = tuple(
+        ReplicaReading(ReplicaId(name), "a#0", "rev", "ready", some_process(), memory=None) for name in ("r-1", "r-2")
+    )
+    heartbeat = Heartbeat(
+        NodeName("n1"), incarnation_of("n1"), 99, vram_free={0: 16 * GIB, 1: 4 * GIB}, replicas=unseen
+    )
     found = place(history.fleet, heard(history.fleet, heartbeat), request()).refused
     assert found is not None
     assert found.message.startswith("0/1 nodes: 1 vram (short by 2.0 GiB)")

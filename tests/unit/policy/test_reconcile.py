@@ -128,6 +128,10 @@ def test_spread_all_puts_one_on_every_node_whatever_its_slots() -> None:
     world = World(*three_nodes(slots=2), *a_model(), scheduled(Schedule(mode=SpreadAll())))  # type: ignore[arg-type]
     world.live()
     assert world.replicas() == [("n1", "ready"), ("n2", "ready"), ("n3", "ready")]
+    for _ in range(4):
+        world.later(20)
+        assert world.one_pass() == [], "a free slot is no want"
+    assert world.of(ModelPlacementRefused) == []
 
 
 def test_spread_all_follows_nodes_and_labels() -> None:

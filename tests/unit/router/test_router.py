@@ -326,7 +326,7 @@ async def test_an_event_of_its_node_leaves_a_replicas_load_as_it_is(world: World
         await eventually(lambda: load() == {"r-1": 3, "r-2": 0})
         lease = await router.route("m")
         for node in ("n1", "n2"):
-            await world.commit(NodeLabelsChanged(node=node, changed={"rack": "7"}))
+            await world.commit(NodeLabelsChanged(node=node, changed={"rack": "7"}))  # type: ignore[dict-item]
         assert load() == {"r-1": 3, "r-2": 1}
         assert router.release(lease.lease)
         assert load() == {"r-1": 3, "r-2": 0}
@@ -354,6 +354,23 @@ async def test_a_connection_that_fails_takes_out_that_replica_alone(world: World
         sibling = {(await router.route("m")).replica for _ in range(4)}
         assert sibling == {"r-1", "r-2"} - {failed.replica}
         assert world.runtime.fleet.sequence == before
+
+
+async def test_a_replica_that_is_out_comes_back_though_it_is_too_busy_to_answer(world: World) -> None:
+    """X15: a connection broke; the process listens, and serves another router's request meanwhile."""
+    await world.happens(*two_ready())
+    report = RouterReport(router="other", folded_sequence=1, in_flight={ReplicaId("r-1"): 1})
+    world.runtime.demand.hear_router(report, now_ns=world.runtime.clock.monotonic_ns() + 60 * 1_000_000_000)
+    async with world.router() as router:
+        await eventually(lambda: router._board._others._sums == {"r-1": 1})
+        leases = [await router.route("m") for _ in range(3)]
+        failed = next(lease for lease in leases if lease.replica == "r-1")
+        for lease in leases:
+            router.release(lease.lease)
+        world.answers[failed.address] = TimedOut()
+        router.failed(failed, "connection reset")
+        assert [candidate.replica for candidate in router._board.shut_ones()] == ["r-1"]
+        await eventually(lambda: router._board.shut_ones() == [])
 
 
 async def test_the_last_use_of_a_replica_survives_a_restart_of_the_router(world: World) -> None:
