@@ -8,12 +8,21 @@ from openapi_spec_validator import validate
 from modelyard_events.envelope import Entry
 from modelyard_events.ids import ModelName
 from modelyard_events.model import ModelDefined
+from modelyard_events.node import NodeLost, NodeRecovered
 from modelyard_events.spec import revision_of
 from modelyard_services import errors
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing.spans import valid
 from tests.support.api import client_of
-from tests.support.given import GIB, a_pending_node, an_approved_node, some_spec
+from tests.support.given import (
+    GIB,
+    a_model,
+    a_pending_node,
+    a_ready_replica,
+    an_approved_node,
+    incarnation_of,
+    some_spec,
+)
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NODE = "rack/1:gpu.a"
@@ -414,6 +423,23 @@ async def test_refusals_that_the_log_is_not_told_again_are_counted(runtime: Runt
         assert (await client.post("/api/v1/models/m/replicas")).status_code == 422
     assert await refusals() == before + 3
     assert runtime.fleet.sequence == sequence
+
+
+async def test_a_replica_whose_node_is_lost_is_unreachable_until_that_is_heard_again(
+    runtime: Runtime, client: httpx.AsyncClient
+) -> None:
+    """R1, N9: a state of its own, whatever it was before."""
+    life = incarnation_of("n1")
+    lost = NodeLost(node="n1", incarnation=life, silent_seconds=60, grace_seconds=600)
+    happened = [*an_approved_node(), *a_model(), *a_ready_replica()]
+    for events, state in (
+        (happened, "ready"),
+        ([lost], "unreachable"),
+        ([NodeRecovered(node="n1", incarnation=life)], "ready"),
+    ):
+        await runtime.journal.commit(runtime.envelope(), lambda _fleet, events=events: events)  # type: ignore[misc]
+        assert (await client.get("/api/v1/replicas/r-1")).json()["state"] == state
+        assert len((await client.get("/api/v1/replicas", params={"state": state})).json()["items"]) == 1
 
 
 async def test_a_retried_load_places_one_replica(runtime: Runtime, client: httpx.AsyncClient) -> None:

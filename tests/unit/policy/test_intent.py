@@ -12,19 +12,25 @@ from modelyard_events.node import (
     NodeDeparted,
     NodeDrainFinished,
     NodeDrainStarted,
+    NodeIncarnationStarted,
     NodeLost,
+    NodeMaxReplicasOverridden,
+    NodeOverrideCleared,
     NodeRecovered,
     NodeRejected,
     NodeRemoved,
     NodeResumed,
+    NodeVramBudgetOverridden,
 )
 from modelyard_events.replica import ReplicaDrainStarted, ReplicaUnloaded
 from modelyard_events.reservation import OperatorHolder, ReservationReleased
+from modelyard_events.sizes import Fraction
 from modelyard_projections.fleet import Fleet
 from modelyard_services.errors import ConflictError, NotFoundError
 from modelyard_services.policy import intent
 from modelyard_services.policy.capacity import reserve
 from modelyard_services.policy.identity import reservation_id
+from modelyard_services.policy.tokens import digest_of
 from tests.support.given import (
     GIB,
     Decide,
@@ -35,6 +41,8 @@ from tests.support.given import (
     an_approved_node,
     given,
     incarnation_of,
+    record,
+    some_facts,
 )
 
 N1 = NodeName("n1")
@@ -93,7 +101,7 @@ def test_a_rejected_node_can_be_approved_after_all() -> None:
 
 
 def test_a_pending_node_that_was_lost_and_recovered_is_still_pending() -> None:
-    """X9: pending, lost, alive doesn't count as approved; nor does a resume (N10)."""
+    """N1, N4, X9: pending, lost, alive doesn't count as approved; nor does a resume (N10)."""
     life = incarnation_of("n1")
     history: list[AnyEvent] = [
         *a_pending_node(),
@@ -105,6 +113,47 @@ def test_a_pending_node_that_was_lost_and_recovered_is_still_pending() -> None:
     state = given(*history).fleet.nodes[N1]
     assert state.admission == "pending"
     assert not state.takes_replicas
+
+
+LIFE = incarnation_of("n1")
+LOST = NodeLost(node="n1", incarnation=LIFE, silent_seconds=60, grace_seconds=600)
+RESTARTED = NodeIncarnationStarted(
+    node="n1", incarnation=IncarnationId("n1-life-2"), facts=some_facts(), secret_digest=digest_of("state directory")
+)
+
+
+@pytest.mark.parametrize(
+    ("events", "facet"),
+    [
+        ([NodeApproved(node="n1")], "admission"),
+        ([NodeRejected(node="n1")], "admission"),
+        ([LOST], "liveness"),
+        ([NodeDeparted(node="n1", incarnation=LIFE)], "liveness"),
+        ([LOST, NodeRecovered(node="n1", incarnation=LIFE)], "liveness"),
+        ([RESTARTED], "liveness"),
+        ([NodeDrainStarted(node="n1", deadline_seconds=60)], "intent"),
+        ([NodeResumed(node="n1")], "intent"),
+        ([NodeMaxReplicasOverridden(node="n1", max_replicas_per_model=7)], "capacity"),
+        ([NodeVramBudgetOverridden(node="n1", vram_budget=Fraction(0.5))], "capacity"),
+        ([NodeOverrideCleared(node="n1", override="max_replicas_per_model")], "capacity"),
+    ],
+)
+def test_each_event_of_a_node_changes_one_facet_and_none_follows_from_another(
+    events: list[AnyEvent], facet: str
+) -> None:
+    """N1: admission, liveness, intent and capacity, each a fold of its own events."""
+    overridden = NodeMaxReplicasOverridden(node="n1", max_replicas_per_model=3)
+    node = given(*a_pending_node(), NodeCordoned(node="n1"), overridden).fleet
+
+    def facets() -> dict[str, object]:
+        state = node.nodes[N1]
+        capacity = (state.max_replicas_per_model, state.budget, dict(state.devices))
+        return {"admission": state.admission, "liveness": state.liveness, "intent": state.intent, "capacity": capacity}
+
+    before = facets()
+    record(node, *events)
+    after = facets()
+    assert {name for name in before if before[name] != after[name]} == {facet}
 
 
 def test_rejecting_a_node_drains_what_it_serves() -> None:

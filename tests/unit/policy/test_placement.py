@@ -7,7 +7,15 @@ from modelyard_events.decision import DECISION_BYTES_MAX
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId, ReservationId
 from modelyard_events.model import ModelPlacementRefused, ModelReplicaAdded, ModelScheduleSet
-from modelyard_events.node import NodeCordoned, NodeLost, NodeVramBudgetOverridden
+from modelyard_events.node import (
+    NodeApproved,
+    NodeCordoned,
+    NodeDrainStarted,
+    NodeIncarnationStarted,
+    NodeLost,
+    NodeRegistered,
+    NodeVramBudgetOverridden,
+)
 from modelyard_events.replica import ReplicaLoadFailed, ReplicaPlaced
 from modelyard_events.reservation import OperatorHolder, ReservationGranted
 from modelyard_events.selectors import parse_selector
@@ -17,9 +25,11 @@ from modelyard_events.telemetry import Heartbeat, ReplicaReading, RouterReport
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet
 from modelyard_services.errors import ModelUnknownError
+from modelyard_services.policy.ending import end
 from modelyard_services.policy.explain import explain
 from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place, wish_of
 from modelyard_services.policy.readings import Readings, read
+from modelyard_services.policy.tokens import digest_of
 from tests.support.given import (
     GIB,
     SECOND_NS,
@@ -35,6 +45,7 @@ from tests.support.given import (
     given,
     incarnation_of,
     record,
+    some_facts,
     some_process,
     some_spec,
 )
@@ -153,12 +164,51 @@ def test_a_refusal_is_told_once_until_it_changes() -> None:
     assert len(other.events) == 1
 
 
+def test_a_node_that_hosts_no_models_is_no_candidate() -> None:
+    """N4, P1: an agent registers like others, and takes nothing."""
+    agent = [
+        NodeRegistered(node="n1", node_type="agent"),
+        NodeIncarnationStarted(
+            node="n1", incarnation=incarnation_of("n1"), facts=some_facts(), secret_digest=digest_of("state directory")
+        ),
+        NodeApproved(node="n1"),
+    ]
+    outcome = refusal(*agent, *a_model())
+    assert outcome.refused is not None
+    assert (outcome.refused.kind, outcome.refused.message) == ("unsatisfiable", "0/1 nodes: 1 type")
+
+
+def test_a_node_holds_nine_hundred_replicas_and_no_more() -> None:
+    """R2: so that all of them can end in one append."""
+    models = [f"m{number}" for number in range(900)]
+    living = [event for model in models for event in a_placed_replica(f"r-{model}", model=model, vram={})]
+    defined = [event for model in models for event in a_model(model, some_spec(vram=0))]
+    history = given(*an_approved_node(), *defined, *a_model(spec=some_spec(vram=0)), *living)
+    found = place(history.fleet, Readings(), request()).refused
+    assert found is not None
+    assert found.message == "0/1 nodes: 1 replicas"
+    record(history.fleet, *end(history.fleet, [ReplicaId("r-m7")], reason="requested"))
+    assert place(history.fleet, Readings(), request()).refused is None
+
+
+def test_what_is_placed_copies_footprint_and_groups_as_they_were() -> None:
+    """R2, R5: a redefinition changes neither under a replica that lives."""
+    spec = some_spec(vram=3 * GIB, groups=("heavy",))
+    event = placed(given(*an_approved_node(), *a_model(spec=spec)))
+    assert (event.vram, event.footprint_rule, event.groups) == ({0: 3 * GIB}, "spec", ("heavy",))
+
+
 @pytest.mark.parametrize(
     ("history", "message", "unblock"),
     [
         ([], "0/0 nodes", "register a node"),
         (a_pending_node(), "0/1 nodes: 1 admitted", "approve node n1"),
         ([*an_approved_node(), NodeCordoned(node="n1")], "0/1 nodes: 1 schedulable", "uncordon node n1"),
+        (
+            [*an_approved_node(), NodeDrainStarted(node="n1", deadline_seconds=60)],
+            "0/1 nodes: 1 schedulable",
+            "resume node n1",
+        ),
         (
             [
                 *an_approved_node(),
@@ -170,7 +220,7 @@ def test_a_refusal_is_told_once_until_it_changes() -> None:
     ],
 )
 def test_each_facet_of_a_node_is_its_own_filter(history: list[AnyEvent], message: str, unblock: str | None) -> None:
-    """N1, P1: nodes that don't take replicas make a wish unsatisfiable, and the way out is named."""
+    """N1, N10, P1: nodes that don't take replicas make a wish unsatisfiable, and the way out is named."""
     outcome = refusal(*history, *a_model())
     assert outcome.refused is not None
     assert (outcome.refused.message, outcome.refused.unblock) == (message, unblock)

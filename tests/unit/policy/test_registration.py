@@ -316,6 +316,17 @@ def test_operators_decisions_survive_a_restart() -> None:
     assert node.intent == before
 
 
+def test_a_worker_that_reports_an_operators_key_touches_only_its_own_value() -> None:
+    """N5: the operator's value wins over a worker that begins to report the key, and stays when it stops."""
+    key = LabelKey("tier")
+    history = given(*PENDING, NodeLabelsChanged(node="n1", changed={key: "gold"}))
+    for life, reported in (("n1-life-2", {"tier": "iron"}), ("n1-life-3", {})):
+        facts = some_facts(labels=reported)
+        asking = msgspec.structs.replace(SECOND, incarnation=IncarnationId(life), facts=facts)
+        assert history.when(registering(asking)).events
+        assert history.fleet.nodes[NodeName("n1")].labels["tier"] == "gold"
+
+
 def test_a_workers_labels_come_and_go_with_its_registration() -> None:
     """N5: one no longer reported is gone, an operator's stays, and wins where both set it."""
     reported = msgspec.structs.replace(FIRST, facts=some_facts(labels={"zone": "a", "rack": "1"}))

@@ -1,5 +1,7 @@
 """Tokens: created, rotated, revoked, known by digest only (rule N4)."""
 
+from typing import Any, cast
+
 import pytest
 
 from modelyard_events.errors import InvalidValueError
@@ -112,3 +114,37 @@ def test_a_rotated_registration_token_keeps_its_name_and_loses_its_secret() -> N
 def test_tokens_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "TOKENS_MAX", 1)
     given(CREATED).when(creating(name="ops", digest=SECOND)).then_raises(OverloadedError, "revoke one")
+
+
+class Watched:
+    """A known token that is compared in constant time or not at all, and says how often it was looked at."""
+
+    def __init__(self, digest: str) -> None:
+        self._digest = Unequal(digest)
+        self.looks = 0
+
+    @property
+    def digest(self) -> str:
+        self.looks += 1
+        return self._digest
+
+
+class Unequal(str):
+    """Text that may not be compared by `==`, which ends at the first difference."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError(f"compared with {other!r} by ==")
+
+
+def test_a_token_is_compared_with_every_known_one_and_in_constant_time() -> None:
+    """N4: the time of the answer tells neither how much was right nor which token it was."""
+    fleet = given().fleet
+    known = [Watched(digest_of(f"secret {number}")) for number in range(4)]
+    fleet.registration_tokens.update({str(number): cast(Any, token) for number, token in enumerate(known)})
+    assert tokens.registration_token_of(fleet, "secret 1") is known[1]
+    assert tokens.registration_token_of(fleet, "guess") is None
+    assert [token.looks for token in known] == [2, 2, 2, 2]
+    assert tokens.is_secret_of("secret", Unequal(digest_of("secret")))
