@@ -1,5 +1,7 @@
 """The control API over the in-memory log: routes, commands, errors, access, idempotency (DESIGN 6)."""
 
+from datetime import datetime, timedelta
+
 import httpx
 import msgspec
 import pytest
@@ -118,8 +120,12 @@ async def test_operator_reservations_hold_vram_until_they_are_released(
 ) -> None:
     """R3."""
     await _approved(runtime)
-    made = await client.post(f"{NODE_PATH}/reservations", json={"vram": "20GiB", "holder": "training"})
+    wanted = {"vram": "20GiB", "holder": "training", "reason": "a job", "seconds": 3_600}
+    made = await client.post(f"{NODE_PATH}/reservations", json=wanted)
     assert (await client.get(NODE_PATH)).json()["vram_free"] == 4 * GIB
+    (listed,) = (await client.get("/api/v1/reservations")).json()["items"]
+    assert (listed["holder"], listed["reason"], listed["vram"]) == ("training", "a job", 20 * GIB)
+    assert datetime.fromisoformat(listed["until"]) - datetime.fromisoformat(listed["since"]) == timedelta(hours=1)
     refused = await client.post(f"{NODE_PATH}/reservations", json={"vram": "20GiB", "holder": "more"})
     assert (refused.status_code, refused.json()["code"]) == (503, "no_capacity")
     released = await client.delete(f"{NODE_PATH}/reservations/{made.json()['reservation']}")

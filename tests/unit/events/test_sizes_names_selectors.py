@@ -177,7 +177,10 @@ def test_all_terms_of_a_selector_must_hold(text: str, labels: dict[str, str], *,
 
 def test_a_plain_map_is_equality_on_each_key() -> None:
     """N7."""
-    assert parse_selector({"tier": "gpu"}) == (Equals(LabelKey("tier"), "gpu"),)
+    both = parse_selector({"tier": "gpu", "zone": "a"})
+    assert both == (Equals(LabelKey("tier"), "gpu"), Equals(LabelKey("zone"), "a"))
+    assert matches(both, {"tier": "gpu", "zone": "a"})
+    assert not matches(both, {"tier": "gpu"})
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,17 @@ def test_a_replica_without_a_process_ends_at_once() -> None:
     )
 
 
+def test_a_replica_named_twice_ends_once() -> None:
+    """R3, I7: its reservation is released exactly once."""
+    history = given(*an_approved_node(), *a_model(), *a_ready_replica())
+    history.when(lambda fleet: end(fleet, [R1, R1], reason="requested")).then(
+        ReplicaUnloaded(node="n1", replicas=(R1,), reason="requested"),
+        ReservationReleased(node="n1", reservations=(ReservationId("v-1"),)),
+        ModelReplicaEnded(model="m", replicas=(R1,), reason="requested"),
+    )
+    history.when(lambda fleet: end(fleet, [R1], reason="node_lost")).then_nothing()
+
+
 def test_draining_what_drains_already_is_nothing() -> None:
     given(*an_approved_node(), *a_model(), *a_ready_replica(), *a_drain()).when(
         lambda fleet: begin_drain(fleet, [R1, ReplicaId("r-gone")], reason="drained", deadline_seconds=1)

@@ -55,11 +55,11 @@ def test_the_operators_value_wins_and_the_workers_is_kept_beneath() -> None:
 )
 def test_the_system_labels_tell_gpu_name_type_and_slots(mebibytes: int, bucket: str) -> None:
     """N6: of the largest GPU; slots are those in force."""
-    small = Gpu(0, "amd", "Small", 2**30)
-    facts = msgspec.structs.replace(some_facts(slots=2), gpus=(small, Gpu(1, "nvidia", "Large", mebibytes * 2**20)))
+    small = Gpu(0, "nvidia", "Small", 2**30)
+    facts = msgspec.structs.replace(some_facts(slots=2), gpus=(small, Gpu(1, "amd", "Large", mebibytes * 2**20)))
     history = given(*a_pending_node("n1", facts))
     assert system_labels(history.fleet) == {
-        "node.name": "n1", "node.type": "backend", "node.replica-slots": "2", "gpu.vendor": "nvidia", "gpu.vram": bucket
+        "node.name": "n1", "node.type": "backend", "node.replica-slots": "2", "gpu.vendor": "amd", "gpu.vram": bucket
     }  # fmt: skip
     record(history.fleet, NodeMaxReplicasOverridden(node="n1", max_replicas_per_model=5))
     assert system_labels(history.fleet)["node.replica-slots"] == "5"

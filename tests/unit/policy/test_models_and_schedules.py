@@ -11,6 +11,7 @@ from modelyard_events.model import (
     ModelRemoved,
     ModelScheduleSet,
 )
+from modelyard_events.node import NodeRegistered
 from modelyard_events.replica import ReplicaDrainStarted
 from modelyard_events.selectors import parse_selector
 from modelyard_events.spec import Autoscale, Estimate, ModelSpec, Schedule, revision_of
@@ -130,3 +131,10 @@ def test_schedules_are_accepted_with_what_there_is_to_say_about_them() -> None:
     assert "comes from file" in found[0]
     assert "not defined yet" in found[1]
     assert "no node matches tier=gpu" in found[2]
+
+
+def test_a_node_that_hosts_no_models_counts_for_no_selector() -> None:
+    """N7: an empty selector means every backend node."""
+    fleet = given(NodeRegistered(node="n1", node_type="agent"), *a_model()).fleet
+    (found,) = schedule_warnings(fleet, model=M, schedule=Schedule(), source="api")
+    assert "no node matches" in found
