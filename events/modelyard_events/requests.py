@@ -4,6 +4,9 @@ Invariant: every request carries the worker's incarnation, and the registrar alo
 appends (rule W1).
 """
 
+from itertools import zip_longest
+from typing import Annotated
+
 import msgspec
 
 from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
@@ -123,13 +126,25 @@ class Departing(msgspec.Struct, frozen=True, tag="departing"):
 Fact = LoadStarted | Loaded | LoadFailed | Crashed | Stopped | ProbeFailed | Measured | CapacityChanged | Departing
 
 
-class Report(msgspec.Struct, frozen=True):
-    """Facts in the order they happened. `report` numbers them within an incarnation, so that a resend is harmless."""
+UnixNs = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A time in nanoseconds since 1970: until the year 2262."""
+
+
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Facts in the order they happened. `report` numbers them within an incarnation, so that a resend is harmless.
+
+    `occurred_ns` tells of each fact when it happened, by the worker's own clock: many are told late (rules W8, H1).
+    """
 
     node: NodeName
     incarnation: IncarnationId
     report: int
     facts: tuple[Fact, ...]
+    occurred_ns: tuple[UnixNs, ...] = ()
+
+    def timed(self) -> list[tuple[Fact, int | None]]:
+        """Each fact with its time; None where it isn't told."""
+        return list(zip_longest(self.facts, self.occurred_ns[: len(self.facts)]))
 
 
 class Reported(msgspec.Struct, frozen=True, omit_defaults=True, tag="reported"):

@@ -82,6 +82,10 @@ async def test_a_placed_replica_runs_and_its_story_hangs_together(yard: Yard) ->
     assert story[ReplicaUnloaded].causation == story[ReplicaStopRequested].event_id(0)
     assert story[ModelReplicaEnded].correlation == story[ReplicaStopRequested].correlation
     assert story[ReplicaLoaded].actor.kind == "worker"
+    happened = [story[kind].occurred_at for kind in (ReplicaLoadStarted, ReplicaLoaded, ReplicaUnloaded)]
+    assert None not in happened
+    assert happened == sorted(happened)  # type: ignore[type-var]  # None is none of them
+    assert story[ReplicaPlaced].occurred_at is None
 
 
 async def test_an_end_is_told_after_the_process_is_gone_and_its_port_rests(yard: Yard) -> None:

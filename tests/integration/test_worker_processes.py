@@ -382,16 +382,20 @@ async def test_an_adopted_process_that_was_loading_still_becomes_ready(tmp_path:
 
 
 async def test_what_ended_while_no_worker_watched_is_told_with_its_exit_code(tmp_path: Path) -> None:
-    """W4, W5: the keeper saw it; nothing is guessed."""
+    """W4, W5, H1: the keeper saw it, and when; nothing is guessed."""
     told = Told()
     async with supervised(tmp_path, told, at_worker_end="keep") as processes:
         running = await processes.start(request("r1", echo("--crash-after", "2")))
         await told.wait(Loaded)
     assert running is not None
     await _gone(running.process.pid)
+    gone_ns = time.time_ns()
     again = Told()
     async with supervised(tmp_path, again) as processes:
         crashed = await again.wait(Crashed)  # at once, or as soon as the keeper has buried it
+        # By the keeper's clock (H1): it may be burying still when the process is seen to be gone.
+        assert again.occurred_ns[-1] < gone_ns + 1_000_000_000
+        assert again.occurred_ns[-1] < time.time_ns()
         assert again.facts[-1] == crashed
         assert len(again.of(Crashed)) == 1
         assert crashed.exit.exit_code == 70

@@ -103,10 +103,12 @@ class Told:
 
     def __init__(self) -> None:
         self.facts: list[ProcessFact] = []
+        self.occurred_ns: list[int] = []
         self._changed = asyncio.Event()
 
-    def __call__(self, fact: ProcessFact) -> None:
+    def __call__(self, fact: ProcessFact, occurred_ns: int) -> None:
         self.facts.append(fact)
+        self.occurred_ns.append(occurred_ns)
         self._changed.set()
 
     def of(self, kind: type[Fact], replica: str | None = None) -> list[Fact]:

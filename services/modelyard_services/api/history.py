@@ -33,7 +33,10 @@ FOLD_SECONDS_MAX: Final = 30.0
 
 
 class EventView(msgspec.Struct, frozen=True):
-    """An event with its envelope, as the log holds it."""
+    """An event with its envelope, as the log holds it.
+
+    `time` is the log's own; `occurred_at` a worker's, of what happened there before it was told.
+    """
 
     sequence: int
     time: datetime
@@ -45,6 +48,7 @@ class EventView(msgspec.Struct, frozen=True):
     correlation: str
     causation: str | None = None
     trace: str | None = None
+    occurred_at: datetime | None = None
 
 
 class EventList(msgspec.Struct, frozen=True):
@@ -220,12 +224,14 @@ def _view(recorded: Recorded) -> EventView:
         correlation=envelope.correlation,
         causation=envelope.causation,
         trace=envelope.trace,
+        occurred_at=envelope.occurred_at,
     )
 
 
 def _view_of_body(sequence: int, time: datetime, event_id: str, body: msgspec.Raw) -> EventView:
     entry: dict[str, Any] = msgspec.json.decode(body)
     envelope = entry["envelope"]
+    occurred_at = envelope.get("occurred_at")
     return EventView(
         sequence=sequence,
         time=time,
@@ -237,6 +243,7 @@ def _view_of_body(sequence: int, time: datetime, event_id: str, body: msgspec.Ra
         correlation=envelope["correlation"],
         causation=envelope.get("causation"),
         trace=envelope.get("trace"),
+        occurred_at=None if occurred_at is None else datetime.fromisoformat(occurred_at),
     )
 
 

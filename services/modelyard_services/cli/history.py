@@ -2,12 +2,16 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 from rich.console import Console
 
 from modelyard_services.cli.session import Session, console
+
+TOLD_LATE_SECONDS: Final = 2.0
+"""Between what happened on a node and its event: below that it is only two clocks that differ a little."""
 
 Here = Annotated[Session, Parameter(parse=False)]
 
@@ -62,6 +66,7 @@ def _follow(session: Session, after: int | None, filters: dict[str, Any]) -> Non
 def _print(event: dict[str, Any], out: Console) -> None:
     actor = f"{event['actor']['kind']}:{event['actor']['name']}"
     cause = f" ← {event['causation']}" if event.get("causation") else ""
+    cause += f" (occurred {event['occurred_at'][11:23]})" if _told_late(event) else ""
     body = {key: value for key, value in event["event"].items() if key not in {"type", "decision", "launch", "spec"}}
     told = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in body.items())
     tag = event["type"].rsplit(".", 1)[0]
@@ -70,3 +75,12 @@ def _print(event: dict[str, Any], out: Console) -> None:
         highlight=False,
         markup=False,
     )
+
+
+def _told_late(event: dict[str, Any]) -> bool:
+    """Whether a worker told of it long after it happened, by its own clock."""
+    occurred_at = event.get("occurred_at")
+    if occurred_at is None:
+        return False
+    apart = datetime.fromisoformat(event["time"]) - datetime.fromisoformat(occurred_at)
+    return abs(apart.total_seconds()) >= TOLD_LATE_SECONDS

@@ -4,7 +4,7 @@ Invariant: a fact of a life or a replica that is over changes nothing and is tol
 nothing the second time; a process that ended frees slot and memory in the same append (I7).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, assert_never
 
 import msgspec
@@ -25,6 +25,7 @@ from modelyard_events.requests import (
     CapacityChanged,
     Crashed,
     Departing,
+    Fact,
     Loaded,
     LoadFailed,
     LoadStarted,
@@ -69,10 +70,14 @@ ReplicaFact = LoadStarted | Loaded | LoadFailed | Crashed | Stopped | ProbeFaile
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a report came to: events, and the replicas whose facts came too late, with why."""
+    """What a report came to: events, and the replicas whose facts came too late, with why.
+
+    `occurred_ns` is when each event's fact happened by the worker's clock; None where it wasn't told.
+    """
 
     events: tuple[AnyEvent, ...]
     stale: dict[ReplicaId, str]
+    occurred_ns: tuple[int | None, ...] = ()
 
 
 def slices(report: Report) -> list[Report]:
@@ -80,12 +85,20 @@ def slices(report: Report) -> list[Report]:
 
     A departure says all that the stops before it say, and stands alone: it ends whatever the node has.
     """
-    departing = [fact for fact in report.facts if isinstance(fact, Departing)][:1]
-    facts = [fact for fact in report.facts if not isinstance(fact, (Departing, Stopped) if departing else ())]
-    parts = [facts[start : start + FACTS_PER_APPEND] for start in range(0, len(facts), FACTS_PER_APPEND)]
+    timed = report.timed()
+    departing = [told for told in timed if isinstance(told[0], Departing)][:1]
+    others = [told for told in timed if not isinstance(told[0], (Departing, Stopped) if departing else ())]
+    parts = [others[start : start + FACTS_PER_APPEND] for start in range(0, len(others), FACTS_PER_APPEND)]
     if departing:
-        parts.append([*departing])
-    return [msgspec.structs.replace(report, facts=tuple(part)) for part in parts]
+        parts.append(departing)
+    return [_part(report, part) for part in parts]
+
+
+def _part(report: Report, part: Sequence[tuple[Fact, int | None]]) -> Report:
+    facts = tuple(fact for fact, _ in part)
+    # Told of the first ones, or of none: a worker tells all of them.
+    times = tuple(occurred_ns for _, occurred_ns in part if occurred_ns is not None)
+    return msgspec.structs.replace(report, facts=facts, occurred_ns=times if len(times) == len(facts) else ())
 
 
 def report(fleet: Fleet, told: Report) -> Outcome:
@@ -98,7 +111,8 @@ def report(fleet: Fleet, told: Report) -> Outcome:
     """
     name = speaker(fleet, told.node, told.incarnation).name
     draft, stale = Draft(fleet, name), dict[ReplicaId, str]()
-    for fact in told.facts:
+    occurred_ns: list[int | None] = []
+    for fact, fact_ns in told.timed():
         node = draft.fleet.nodes[name]
         match fact:
             case CapacityChanged():
@@ -110,7 +124,8 @@ def report(fleet: Fleet, told: Report) -> Outcome:
                     _decide(draft, _replica(draft.fleet, node, fact.replica), fact)
                 except StaleFactError as late:
                     stale[fact.replica] = late.detail
-    return Outcome(tuple(draft.events), stale)
+        occurred_ns += [fact_ns] * (len(draft.events) - len(occurred_ns))
+    return Outcome(tuple(draft.events), stale, tuple(occurred_ns))
 
 
 def speaker(fleet: Fleet, node: NodeName, incarnation: IncarnationId) -> NodeState:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from modelyard_events.envelope import AnyEvent, Envelope
+from modelyard_events.envelope import AnyEvent, Envelope, instant
 from modelyard_events.ids import ReplicaId, ReservationId
 from modelyard_events.reservation import ReplicaHolder
 from modelyard_projections.fleet import Fleet, Ready, ReplicaState
@@ -27,6 +27,13 @@ def of_its_replica(fleet: Fleet, event: AnyEvent, envelope: Envelope) -> Envelop
     return msgspec.structs.replace(
         envelope, correlation=state.correlation, causation=state.cause, trace=trace or envelope.trace
     )
+
+
+def as_it_occurred(occurred_ns: int | None, envelope: Envelope) -> Envelope:
+    """`envelope` with the worker's time of what the event tells; the log's own time stays the only one that counts."""
+    if occurred_ns is None:
+        return envelope
+    return msgspec.structs.replace(envelope, occurred_at=instant(occurred_ns))
 
 
 def _replica_of(fleet: Fleet, event: AnyEvent) -> ReplicaState | None:

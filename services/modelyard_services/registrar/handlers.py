@@ -38,9 +38,9 @@ from modelyard_services.effects.journal import as_one_story
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing import Kind, span
 from modelyard_services.errors import ModelyardError, NodeGoneError
-from modelyard_services.policy.facts import report, slices, speaker
+from modelyard_services.policy.facts import Outcome, report, slices, speaker
 from modelyard_services.policy.registration import challenged, register
-from modelyard_services.policy.stories import of_its_replica
+from modelyard_services.policy.stories import as_it_occurred, of_its_replica
 from modelyard_services.registrar.current import current
 
 BODY_BYTES_MAX: Final = 1024 * 1024
@@ -155,12 +155,12 @@ class Registrar:
         return Reported(sequence, stale)
 
     async def _report_part(self, part: Report) -> tuple[int, dict[ReplicaId, str]]:
-        stale: dict[ReplicaId, str] = {}
+        outcome, times = Outcome((), {}), dict[int, int | None]()
 
         def decide(fleet: Fleet) -> tuple[AnyEvent, ...]:
+            nonlocal outcome, times
             outcome = report(fleet, part)
-            stale.clear()
-            stale.update(outcome.stale)
+            times = {id(event): at for event, at in zip(outcome.events, outcome.occurred_ns, strict=True)}
             return outcome.events
 
         # With what it says: a worker that got no answer sends the number again with the facts that came since.
@@ -170,9 +170,13 @@ class Registrar:
         # A report may hold facts of many replicas. They are appended together, for the order in which they happened
         # and for speed, but each event joins the story of its own replica; a departure is one story for all of them.
         departs = any(isinstance(fact, Departing) for fact in part.facts)
-        attribute = as_one_story if departs else of_its_replica
+        story = as_one_story if departs else of_its_replica
+
+        def attribute(fleet: Fleet, event: AnyEvent, envelope: Envelope) -> Envelope:
+            return as_it_occurred(times[id(event)], story(fleet, event, envelope))
+
         committed = await self._runtime.journal.commit(envelope, decide, essential=True, attribute=attribute)
-        return committed.sequence, stale
+        return committed.sequence, outcome.stale
 
     async def _offer(self, request: Offer) -> Offered:
         speaker(self._fleet, request.node, request.incarnation)

@@ -1,5 +1,6 @@
 """What workers tell, decided: loads, ends, measurements, departures, and what came too late (rules W1, R3, R6, R8)."""
 
+import msgspec
 import pytest
 
 from modelyard_events.decision import Decision
@@ -373,3 +374,26 @@ def test_a_claim_outlives_a_refused_start() -> None:
     start = given(*history)
     start.when(telling(LoadStarted(R2, some_process("r-2")))).then_nothing()
     assert isinstance(start.fleet.replicas[R2].phase, Placed)
+
+
+def test_each_event_has_the_time_of_the_fact_that_it_comes_from() -> None:
+    """H1: by the worker's clock; a fact that came too late has no event, and a worker that tells no times no time."""
+    history = given(*NODE, *a_placed_replica())
+    told = msgspec.structs.replace(
+        a_report(LOAD_STARTED, Stopped(R2), LOADED), occurred_ns=(1_000_000_000, 2_000_000_000, 3_000_000_000)
+    )
+    (part,) = facts.slices(told)
+    outcome = facts.report(history.fleet, part)
+    assert [type(event) for event in outcome.events] == [ReplicaLoadStarted, ReplicaLoaded, ModelReplicaReady]
+    assert outcome.occurred_ns == (1_000_000_000, 3_000_000_000, 3_000_000_000)
+    silent = facts.report(history.fleet, a_report(LOAD_STARTED, LOADED))
+    assert silent.occurred_ns == (None, None, None)
+
+
+def test_a_departure_keeps_its_own_time_when_a_report_is_divided() -> None:
+    """H1: the stops before it are left out, and their times with them."""
+    told = msgspec.structs.replace(a_report(Stopped(R1), LOADED, Departing()), occurred_ns=(1, 2, 3))
+    assert [(part.facts, part.occurred_ns) for part in facts.slices(told)] == [
+        ((LOADED,), (2,)),
+        ((Departing(),), (3,)),
+    ]

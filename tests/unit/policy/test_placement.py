@@ -166,7 +166,7 @@ def test_a_refusal_is_told_once_until_it_changes() -> None:
 
 def test_a_node_that_hosts_no_models_is_no_candidate() -> None:
     """N4, P1: an agent registers like others, and takes nothing."""
-    agent = [
+    agent: list[AnyEvent] = [
         NodeRegistered(node="n1", node_type="agent"),
         NodeIncarnationStarted(
             node="n1", incarnation=incarnation_of("n1"), facts=some_facts(), secret_digest=digest_of("state directory")

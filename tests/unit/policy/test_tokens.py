@@ -144,7 +144,8 @@ def test_a_token_is_compared_with_every_known_one_and_in_constant_time() -> None
     fleet = given().fleet
     known = [Watched(digest_of(f"secret {number}")) for number in range(4)]
     fleet.registration_tokens.update({str(number): cast(Any, token) for number, token in enumerate(known)})
-    assert tokens.registration_token_of(fleet, "secret 1") is known[1]
+    found: object = tokens.registration_token_of(fleet, "secret 1")
+    assert found is known[1]
     assert tokens.registration_token_of(fleet, "guess") is None
     assert [token.looks for token in known] == [2, 2, 2, 2]
     assert tokens.is_secret_of("secret", Unequal(digest_of("secret")))

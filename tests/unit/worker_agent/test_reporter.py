@@ -56,7 +56,7 @@ def stopped(count: int) -> list[Stopped]:
 def a_reporter(*facts: Fact, on_stale: Callable[[], None] = lambda: None) -> Reporter:
     reporter = Reporter(N1, LIFE, on_stale=on_stale)
     for fact in facts:
-        reporter.tell(fact)
+        reporter.tell(fact, 7)
     return reporter
 
 
@@ -75,7 +75,7 @@ async def test_a_report_is_sent_again_as_it_was_until_it_is_decided() -> None:
     control = Control(None, UnavailableError("away"), Refused("contended", "busy"), Refused("not_yet", "behind"))
     first, second = stopped(2)
     reporter = a_reporter(first)
-    control.on_report = lambda: reporter.tell(second) if len(control.reports) == 1 else None
+    control.on_report = lambda: reporter.tell(second, 8) if len(control.reports) == 1 else None
     await reporter.flush(control)
     assert [report.facts for report in control.reports] == [(first,)] * 5 + [(second,)]
     assert [report.report for report in control.reports] == [0] * 5 + [1]
@@ -112,7 +112,7 @@ async def test_the_oldest_facts_go_first_when_too_many_wait(monkeypatch: pytest.
     def meanwhile() -> None:
         control.on_report = lambda: None
         for fact in facts[1:]:
-            reporter.tell(fact)
+            reporter.tell(fact, 7)
 
     control.on_report = meanwhile
     await reporter.flush(control)
@@ -147,7 +147,16 @@ async def test_a_running_reporter_tells_what_comes_later() -> None:
     await asyncio.sleep(0.01)
     assert control.reports == []
     [fact] = stopped(1)
-    reporter.tell(fact)
+    reporter.tell(fact, 7)
     await asyncio.sleep(0.01)
     running.cancel()
     assert control.facts == [fact]
+
+
+async def test_each_fact_is_told_with_the_time_when_it_happened() -> None:
+    """H1, W8: also when it is told long after, and told again."""
+    control, reporter = Control(None), Reporter(N1, LIFE, on_stale=lambda: None)
+    for number, fact in enumerate(stopped(3)):
+        reporter.tell(fact, 1_000 + number)
+    await reporter.flush(control)
+    assert [report.occurred_ns for report in control.reports] == [(1_000, 1_001, 1_002)] * 2

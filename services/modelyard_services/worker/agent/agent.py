@@ -83,6 +83,7 @@ class Agent:
         self._incarnation = incarnation
         self._processes = processes
         self._inventory = inventory
+        self._clock = Clock()
         self._fleet = Fleet()
         self._rejoin = asyncio.Event()
         self._reporter = Reporter(settings.name, incarnation, on_stale=self._rejoin.set)
@@ -98,10 +99,10 @@ class Agent:
         self._leaving = False
         self._unreadable = False
 
-    def hear(self, fact: ProcessFact) -> None:
-        """Take a fact of the supervisor's; never blocks."""
+    def hear(self, fact: ProcessFact, occurred_ns: int) -> None:
+        """Take a fact of the supervisor's, and when it happened; never blocks."""
         if not self._leaving:
-            self._reporter.tell(fact)
+            self._reporter.tell(fact, occurred_ns)
         self._loads.hear(fact)
         self._changed.set()
         self._beat_now.set()
@@ -153,7 +154,7 @@ class Agent:
         """
         self._leaving = True
         if self.registered:
-            self._reporter.tell(Departing())
+            self._reporter.tell(Departing(), self._clock.now_ns())
         # While the link is away nobody hears: better to end what runs first than to wait in vain twice.
         said = client.is_connected and await self.say_last(client)
         if said and self._processes.running():
@@ -224,7 +225,7 @@ class Agent:
         async def offer(after: int) -> None:
             await _until_answered(lambda: self._ask_for_events(bus, after))
 
-        log = NodeLog(client, self._settings.name, offer, clock=Clock())
+        log = NodeLog(client, self._settings.name, offer, clock=self._clock)
         try:
             async for chunk in log.follow(after=self._fleet.sequence):
                 for one in chunk:
@@ -302,7 +303,7 @@ class Agent:
                     with self._traced("stop process", replica):
                         await self._processes.stop(replica)
                 case TellStopped():
-                    self._reporter.tell(Stopped(replica))
+                    self._reporter.tell(Stopped(replica), self._clock.now_ns())
         except StillAliveError as error:
             _log.error("a process won't end", problem=str(error))
         except Exception:  # noqa: BLE001 - said below

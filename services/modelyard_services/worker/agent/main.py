@@ -74,8 +74,8 @@ async def _one_life(settings: WorkerSettings, inventory: Inventory, machine: Mac
     clock = Clock()
     agents: list[Agent] = []
 
-    def on_fact(fact: ProcessFact) -> None:
-        agents[0].hear(fact)
+    def on_fact(fact: ProcessFact, occurred_ns: int) -> None:
+        agents[0].hear(fact, occurred_ns)
 
     def is_idle(replica: ReplicaId) -> bool:
         return clock.now_ns() - agents[0].last_used_ns(replica) > IDLE_NS

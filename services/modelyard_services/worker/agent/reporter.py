@@ -31,6 +31,9 @@ ANSWER_SECONDS: Final = 10.0
 RETRY_BASE_SECONDS: Final = 0.2
 RETRY_CAP_SECONDS: Final = 10.0
 
+Told = tuple[Fact, int]
+"""A fact, and when it happened: nanoseconds since 1970 by this machine's clock."""
+
 _REPLY: Final = msgspec.json.Decoder(ReportReply)
 _log = structlog.get_logger(__name__)
 
@@ -42,16 +45,16 @@ class Reporter:
         self._node = node
         self._incarnation = incarnation
         self._on_stale = on_stale
-        self._facts: deque[Fact] = deque(maxlen=BUFFER_MAX)
-        self._sending: tuple[Fact, ...] = ()
+        self._facts: deque[Told] = deque(maxlen=BUFFER_MAX)
+        self._sending: tuple[Told, ...] = ()
         self._waiting = asyncio.Event()
         self._number = 0
 
-    def tell(self, fact: Fact) -> None:
-        """Take a fact on; never blocks."""
+    def tell(self, fact: Fact, occurred_ns: int) -> None:
+        """Take on a fact, and when it happened by this machine's clock; never blocks."""
         if len(self._facts) == BUFFER_MAX:
-            _log.error("a fact is lost: too many wait", limit=BUFFER_MAX, lost=type(self._facts[0]).__name__)
-        self._facts.append(fact)
+            _log.error("a fact is lost: too many wait", limit=BUFFER_MAX, lost=type(self._facts[0][0]).__name__)
+        self._facts.append((fact, occurred_ns))
         self._waiting.set()
 
     @property
@@ -87,20 +90,22 @@ class Reporter:
             attempt += 1
         self._waiting.clear()
 
-    def _next(self) -> tuple[Fact, ...]:
+    def _next(self) -> tuple[Told, ...]:
         """As many facts as fit in one report, oldest first, one at least."""
         facts = [self._facts.popleft()]
         room = REPORT_BYTES_MAX - len(msgspec.json.encode(facts[0]))
         while self._facts and len(facts) < FACTS_MAX:
-            room -= len(msgspec.json.encode(self._facts[0])) + 1
+            room -= len(msgspec.json.encode(self._facts[0]))
             if room < 0:
                 break
             facts.append(self._facts.popleft())
         return tuple(facts)
 
-    async def _send(self, bus: Bus, facts: tuple[Fact, ...]) -> bool:
-        """Whether the registrar is done with `facts`."""
-        report = Report(self._node, self._incarnation, self._number, facts)
+    async def _send(self, bus: Bus, told: tuple[Told, ...]) -> bool:
+        """Whether the registrar is done with what is `told`."""
+        facts = tuple(fact for fact, _ in told)
+        times = tuple(occurred_ns for _, occurred_ns in told)
+        report = Report(self._node, self._incarnation, self._number, facts, times)
         subject = node_command_subject(self._node, REPORT)
         try:
             with span("report", kind=Kind.CLIENT) as work:

@@ -54,7 +54,7 @@ class Processes:
 
     Args:
         settings: where and within what limits processes run.
-        on_fact: is told each fact once, in order; must not block.
+        on_fact: is told each fact once, in order, and when it happened by this machine's clock; must not block.
         is_idle: whether no request is in flight on a replica, as far as the node knows.
         vram_of: VRAM in bytes by GPU index that the given pids use; None where that can't be measured.
         environment: what backends inherit and secrets are taken from.
@@ -64,7 +64,7 @@ class Processes:
         self,
         settings: ProcessesSettings,
         *,
-        on_fact: Callable[[ProcessFact], None],
+        on_fact: Callable[[ProcessFact, int], None],
         is_idle: Callable[[ReplicaId], bool] = lambda _: True,
         vram_of: Callable[[frozenset[int]], dict[int, int] | None] = lambda _: None,
         environment: Mapping[str, str] = os.environ,
@@ -141,7 +141,7 @@ class Processes:
             try:
                 kept = await self._launch(request)
             except (LaunchRefusedError, KeeperError, OSError) as error:
-                self._on_fact(LoadFailed(replica=request.replica, detail=str(error)))
+                self._tell(LoadFailed(replica=request.replica, detail=str(error)))
                 return None
         if kept.failure is not None:
             await kept.finished.wait()
@@ -265,7 +265,7 @@ class Processes:
         file = keeper_file(directory)
         kept = Kept(record, directory, handle, file)
         if file.problem is None:
-            self._on_fact(LoadStarted(replica=record.replica, process=kept.process))
+            self._tell(LoadStarted(replica=record.replica, process=kept.process))
         else:
             kept.failure = f"{order.executable!r} can't be executed: {os.strerror(file.problem)}"
         self._take_up(kept)
@@ -325,7 +325,10 @@ class Processes:
         memory = await self.measure(kept.replica)
         if not kept.stopping and kept.replica in self._kept:
             address = self._settings.address(kept.process.port)
-            self._on_fact(Loaded(replica=kept.replica, address=address, memory=memory))
+            self._tell(Loaded(replica=kept.replica, address=address, memory=memory))
+
+    def _tell(self, fact: ProcessFact) -> None:
+        self._on_fact(fact, time.time_ns())
 
     async def _probe_in_background(self, kept: Kept) -> None:
         misses = 0
@@ -336,7 +339,7 @@ class Processes:
             idle = idle and self._is_idle(kept.replica)
             misses = misses_after(misses, missed=not isinstance(outcome, Healthy), idle=idle)
             if misses == MISSES_MAX and not kept.stopping:
-                self._on_fact(ProbeFailed(replica=kept.replica, detail=describe(outcome)))
+                self._tell(ProbeFailed(replica=kept.replica, detail=describe(outcome)))
 
     async def _probe(self, kept: Kept) -> Outcome:
         settings = self._settings
@@ -353,7 +356,7 @@ class Processes:
         tail = await asyncio.to_thread(stderr_tail, directory)
         told = ProcessExit(exit_code=end.exit_code, signal=end.signal, stderr_tail=tail)
         self._ports.release(record.port, exited_seconds_ago=time.time() - end.ended_at)
-        self._on_fact(last_fact(record, end, told, kept))
+        self._on_fact(last_fact(record, end, told, kept), round(end.ended_at * 1e9))
         self._state.archive(directory)
 
     async def _end_unknown(self, directory: Path, handle: Handle | None) -> None:
