@@ -74,8 +74,9 @@ class InvalidEntriesError(InvalidRequestError):
 
     def __init__(self, faults: Sequence[str], *, errors: Sequence[Mapping[str, object]], field: str | None) -> None:
         self.errors = [dict(error) for error in errors]
-        count = f"{len(faults)} faults: " if len(faults) > 1 else ""
-        super().__init__(count + "; ".join(faults), field=field)
+        # A line each: a file with ten faults is mended line by line.
+        told = faults[0] if len(faults) == 1 else "\n  ".join([f"{len(faults)} faults, nothing was applied:", *faults])
+        super().__init__(told, field=field)
 
 
 class NotFoundError(ModelyardError):

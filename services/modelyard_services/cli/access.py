@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from modelyard_events.fleet import Settings
 from modelyard_services.cli import formats
 from modelyard_services.cli.assignments import assigned
-from modelyard_services.cli.session import CommandFailedError, Session, segment
+from modelyard_services.cli.session import Session, WrongUsageError, segment
 
 token_app = App(name="token", help="Tokens of clients, and of workers (--registration).")
 settings_app = App(name="settings", help="What holds for the whole fleet and changes while it runs.")
@@ -101,7 +101,7 @@ def show_settings(*, session: Here) -> None:
 def set_settings(*changes: str, session: Here) -> None:
     """Change settings, each as NAME=VALUE; all of them or none."""
     if not changes:
-        raise CommandFailedError("name at least one setting, as NAME=VALUE")
+        raise WrongUsageError("name at least one setting, as NAME=VALUE")
     body = dict(assigned(change) for change in changes)
     session.done(session.call("PATCH", "/settings", body=body), f"settings changed: {' '.join(changes)}")
 

@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from modelyard_services.cli.session import CommandFailedError
+from modelyard_services.cli.session import WrongUsageError
 
 
 def assigned(text: str) -> tuple[str, Any]:
     """Name and value of `NAME=VALUE`; whether there is such a name, and takes that value, the API knows.
 
     Raises:
-        CommandFailedError: there is no `=`.
+        WrongUsageError: there is no `=`.
     """
     name, sign, value = text.partition("=")
     if not sign:
-        raise CommandFailedError(f"{text!r} isn't name=value")
+        raise WrongUsageError(f"{text!r} isn't NAME=VALUE")
     if value in {"true", "false"}:
         return name, value == "true"
     try:

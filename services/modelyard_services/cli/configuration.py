@@ -5,6 +5,7 @@ Invariant: files go to the API as they are written, so faults have their file, l
 
 # ruff: noqa: PLC0415 - a query on the command line must not pay for loading the policy
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,8 @@ import msgspec
 from cyclopts import App, Parameter
 
 from modelyard_events.sizes import format_size
-from modelyard_services.cli.session import CommandFailedError, Session, console
+from modelyard_services.cli import formats, tables
+from modelyard_services.cli.session import CommandFailedError, Session, WrongUsageError
 
 Here = Annotated[Session, Parameter(parse=False)]
 Prune = Annotated[bool, Parameter(negative="")]
@@ -67,7 +69,7 @@ def measure(*files: Path, context_length: int | None = None, session: Here) -> N
     from modelyard_services.policy.estimate import estimate
 
     if not files:
-        raise CommandFailedError("name at least one file")
+        raise WrongUsageError("name at least one file")
     try:
         found = estimate(look_at([str(file.absolute()) for file in files]), context_length=context_length)
     except FilesUnreadableError as error:
@@ -82,7 +84,7 @@ def measure(*files: Path, context_length: int | None = None, session: Here) -> N
 
 def _body(files: tuple[Path, ...], *, prune: bool) -> dict[str, Any]:
     if not files:
-        raise CommandFailedError("name at least one file")
+        raise WrongUsageError("name at least one file")
     return {"documents": [{"name": str(file), "text": _read(file)} for file in files], "prune": prune}
 
 
@@ -97,39 +99,34 @@ def _show(session: Session, answer: dict[str, Any], *, done: bool) -> None:
     if session.as_json:
         session.show_json(answer)
         return
-    if answer["changes"]:
-        session.show(answer, [_change_row(each) for each in answer["changes"]], "CHANGE", "WHAT", "MODEL", "FIELDS")
-    rows = _consequence_rows(answer["consequences"])
-    if rows:
-        session.show(answer, rows, "THEN", "MODEL", "NODE", "WHY")
+    for change in answer["changes"]:
+        _show_change(change)
+    for line in _consequences(answer["consequences"]):
+        tables.line(line)
     count = len(answer["changes"])
     sequence = f"(sequence {answer['sequence']})"
-    text = f"{count} {'applied' if done else 'to apply'} {sequence}" if count else f"nothing to do {sequence}"
-    console().print(text, highlight=False)
+    tables.line(f"{count} {'applied' if done else 'to apply'} {sequence}" if count else f"nothing to do {sequence}")
     if not answer["consequences"]["complete"]:
-        console().print("there is more to come than is shown", highlight=False)
+        tables.line("there is more to come than is shown")
     for warning in answer["warnings"]:
-        console().print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        tables.line(f"warning: {warning}", style="yellow")
 
 
-def _change_row(change: dict[str, Any]) -> tuple[str, ...]:
-    fields = ", ".join(
-        f"{each['field']}: {_shown(each['before'])} -> {_shown(each['after'])}" for each in change["fields"]
-    )
-    return change["change"], change["kind"], change["model"], fields
+def _show_change(change: dict[str, Any]) -> None:
+    tables.line(f"{change['change']:<7} {change['kind']} {change['model']}")
+    for each in change["fields"]:
+        before, after = (formats.field(each["field"], each[moment]) for moment in ("before", "after"))
+        was = "" if change["change"] == "added" else f"{before} -> "
+        tables.line(f"          {each['field']}: {was}{after}")
 
 
-def _shown(value: Any) -> str:
-    return "-" if value is None else str(value)
-
-
-def _consequence_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [
-        ("place", each["model"], each["node"], f"index {each['replica_index']}") for each in found["placements"]
-    ]
-    rows += [("end", each["model"], each["node"], f"{each['replica']}: {each['reason']}") for each in found["endings"]]
-    rows += [("can't place", each["model"], "-", _reason(each)) for each in found["unplaced"]]
-    return rows
+def _consequences(found: dict[str, Any]) -> Iterator[str]:
+    for each in found["placements"]:
+        yield f"place   {each['model']}#{each['replica_index']} on {each['node']}"
+    for each in found["endings"]:
+        yield f"end     {each['replica']} of {each['model']} on {each['node']}: {each['reason']}"
+    for each in found["unplaced"]:
+        yield f"can't place {each['model']}: {_reason(each)}"
 
 
 def _reason(unplaced: dict[str, Any]) -> str:

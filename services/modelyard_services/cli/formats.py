@@ -1,10 +1,32 @@
 """How figures look in tables."""
 
+import json
+import shlex
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from modelyard_events.sizes import format_size
 from modelyard_services.effects.clock import Clock
+
+SIZES: Final = frozenset({"vram", "file_size", "disk"})
+"""Fields of a model that are bytes."""
+
+
+def field(name: str, value: Any) -> str:
+    """What a field of a model or schedule holds, as an operator would write it."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return str(value).lower()
+        case int() if name in SIZES:
+            return format_size(value)
+        case [*parts]:
+            return shlex.join(parts) if name == "command" else ", ".join(map(str, parts))
+        case dict():
+            return json.dumps(value, ensure_ascii=False)
+        case _:
+            return str(value)
 
 
 def size(value: int | None) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Final
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from modelyard_services.cli.session import Session, console
+from modelyard_services.cli.session import Session
+from modelyard_services.cli.tables import console
 
 TOLD_LATE_SECONDS: Final = 2.0
 """Between what happened on a node and its event: below that it is only two clocks that differ a little."""

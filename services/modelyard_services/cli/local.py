@@ -16,7 +16,8 @@ from cyclopts import Parameter
 from modelyard_events.ids import LabelKey
 from modelyard_events.names import label_value, node_name, operator_label_key
 from modelyard_events.sizes import parse_size, parse_vram_budget
-from modelyard_services.cli.session import CommandFailedError, Session, console
+from modelyard_services.cli import tables
+from modelyard_services.cli.session import CommandFailedError, Session
 from modelyard_services.errors import InvalidRequestError
 from modelyard_services.supervisor.settings import Endpoints
 
@@ -123,12 +124,11 @@ def _announce(endpoints: Endpoints, warnings: tuple[str, ...], *, file: Path, se
         public = {name: value for name, value in told.items() if name not in SECRETS}
         session.show_json(public | {"endpoints_file": str(file), "warnings": list(warnings)})
     else:
-        out = console()
         for name, value in told.items():
-            out.print(f"{name:<20} {value}", highlight=False)
+            tables.line(f"{name:<20} {value}")
         for warning in warnings:
-            out.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
-        out.print(f"ready; {file} has the secrets, Ctrl-C stops", highlight=False)
+            tables.line(f"warning: {warning}", style="yellow")
+        tables.line(f"ready; {file} has the secrets, Ctrl-C stops")
     sys.stdout.flush()
 
 
@@ -151,7 +151,7 @@ def demo(*, data_dir: Path | None = None, port: int = 0) -> None:
     with tempfile.TemporaryDirectory(prefix="modelyard-demo-") as temporary:
         settings = demo_settings(data_dir or Path(temporary), port=port)
         try:
-            run_process(lambda stop: run_demo(settings, stop, console()), log_level="error")
+            run_process(lambda stop: run_demo(settings, stop, tables.console()), log_level="error")
         except DemoFailedError as error:
             raise CommandFailedError(f"the demo failed: {error}") from error
 

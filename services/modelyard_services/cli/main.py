@@ -3,6 +3,7 @@
 Invariant: every command has `--json`; exit 0 is done, 1 refused or failed, 2 wrong usage.
 """
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from modelyard_services.cli import (
     processes,
     replicas,
     simulation,
+    tables,
 )
 from modelyard_services.cli.session import (
     DEFAULT_API,
@@ -28,10 +30,13 @@ from modelyard_services.cli.session import (
     EXIT_USAGE,
     CommandFailedError,
     Session,
-    console,
+    WrongUsageError,
 )
 from modelyard_services.cli.variables import Variables
 from modelyard_services.errors import InvalidRequestError, ModelyardError
+
+FAILURES = (CommandFailedError, InvalidValueError, ModelyardError)
+"""What a command may end with: expected, and told without a trace."""
 
 app = App(
     name="modelyard",
@@ -75,7 +80,11 @@ def launch(
     command, bound, ignored = app.parse_args(tokens, exit_on_error=False, print_error=False)
     if "session" in ignored:
         bound.arguments["session"] = Session(api.rstrip("/"), token, as_json)
-    command(*bound.args, **bound.kwargs)
+    try:
+        command(*bound.args, **bound.kwargs)
+    except FAILURES as error:
+        failed = failure(error)
+        raise CommandFailedError(json.dumps(failed.problem, indent=2) if as_json else str(failed)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,21 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit code."""
-    err = console()
-    err.stderr = True
     try:
         app.meta(list(arguments), exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        err.print(f"usage: {error}", style="red", highlight=False, markup=False)
+    except (CycloptsError, WrongUsageError) as error:
+        tables.line(f"usage: {error}", style="red", errors=True)
         return EXIT_USAGE
     except CommandFailedError as error:
-        err.print(str(error), style="red", highlight=False, markup=False)
-        return EXIT_FAILED
-    except InvalidValueError as error:
-        err.print(f"{InvalidRequestError.code}: {error}", style="red", highlight=False, markup=False)
-        return EXIT_FAILED
-    except ModelyardError as error:
-        err.print(f"{error.code}: {error.detail}", style="red", highlight=False, markup=False)
+        tables.line(str(error), style="red", errors=True)
         return EXIT_FAILED
     except BrokenPipeError:
         # The reader of a pipe has enough (`modelyard events | head`); nothing to tell, nothing to flush.
@@ -107,6 +108,23 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def failure(error: Exception) -> CommandFailedError:
+    """An expected failure as it is told: what the API answered, or what failed here in the same shape."""
+    match error:
+        case CommandFailedError():
+            return error
+        case InvalidValueError():
+            return _failure(InvalidRequestError.code, str(error))
+        case ModelyardError():
+            return _failure(error.code, error.detail)
+        case _:
+            raise error
+
+
+def _failure(code: str, detail: str) -> CommandFailedError:
+    return CommandFailedError(f"{code}: {detail}", problem={"code": code, "detail": detail})
 
 
 if __name__ == "__main__":

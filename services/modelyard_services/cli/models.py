@@ -40,9 +40,9 @@ def show_model(model: str, *, session: Here) -> None:
         ("revision", answer["revision"]),
         ("ready", f"{answer['ready']} of {answer['replicas']} replicas"),
         ("wanted", _wanted(answer["schedule"])),
-        ("trouble", _trouble(answer)),
+        ("trouble", _trouble(answer) or None),
     ]
-    rows += [(key, value) for key, value in (answer["spec"] or {}).items()]
+    rows += [(key, formats.field(key, value)) for key, value in (answer["spec"] or {}).items()]
     session.show(answer, rows, answer["name"], "")
 
 
@@ -110,7 +110,9 @@ def list_schedules(*, session: Here) -> None:
 def show_schedule(model: str, *, session: Here) -> None:
     """Show one model's schedule."""
     answer = session.get(f"/models/{segment(model)}/schedule")
-    session.show(answer, list(answer.items()), model, "")
+    rows = [(key, formats.field(key, value)) for key, value in answer.items() if key != "unsatisfiable"]
+    rows.append(("unsatisfiable", _unsatisfiable(answer) or "-"))
+    session.show(answer, rows, model, "")
 
 
 @schedule_app.command(name="set")
@@ -162,8 +164,8 @@ def remove_schedule(model: str, *, session: Here) -> None:
 def _read(file: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise CommandFailedError(f"{file}: {error}") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CommandFailedError(f"{file}: can't be read: {error}") from error
     if not isinstance(value, dict):
         raise CommandFailedError(f"{file}: holds no mapping")
     return value

@@ -6,7 +6,7 @@ from cyclopts import App, Parameter
 
 from modelyard_services.cli import formats
 from modelyard_services.cli.assignments import assigned
-from modelyard_services.cli.session import CommandFailedError, Session, segment
+from modelyard_services.cli.session import Session, WrongUsageError, segment
 from modelyard_services.cli.waiting import until
 
 app = App(name="node", help="Nodes: list, admit, label, cordon, drain, limit, remove.")
@@ -114,6 +114,8 @@ def resume(node: str, *, session: Here) -> None:
 @app.command
 def label(node: str, *assignments: str, session: Here) -> None:
     """Set labels: `modelyard node label gpu-1 tier=gpu zone=a`, all or none."""
+    if not assignments:
+        raise WrongUsageError("name at least one label, as key=value")
     pairs = dict(_pair(assignment) for assignment in assignments)
     answer = session.call("PATCH", f"/nodes/{segment(node)}/labels", body=pairs)
     session.done(answer, f"{node} labelled {' '.join(assignments)}")
@@ -122,6 +124,8 @@ def label(node: str, *assignments: str, session: Here) -> None:
 @app.command
 def unlabel(node: str, *keys: str, session: Here) -> None:
     """Remove labels that an operator set, all or none."""
+    if not keys:
+        raise WrongUsageError("name at least one label")
     answer = session.call("PATCH", f"/nodes/{segment(node)}/labels", body=dict.fromkeys(keys))
     session.done(answer, f"{node} no longer labelled {' '.join(keys)}")
 
@@ -154,7 +158,7 @@ def watchdog(node: str, *changes: str, reset: bool = False, session: Here) -> No
     """
     path = f"/nodes/{segment(node)}/watchdog"
     if reset and changes:
-        raise CommandFailedError("give either figures or --reset")
+        raise WrongUsageError("give either figures or --reset")
     if reset:
         session.done(session.call("DELETE", path), f"{node} watchdog as the fleet's")
     elif changes:
@@ -205,7 +209,7 @@ def _post(session: Session, node: str, verb: str, text: str, body: dict[str, Any
 
 def _override(session: Session, path: str, value: object, *, reset: bool, enforce: bool, what: str) -> None:
     if reset == (value is not None):
-        raise CommandFailedError("give either a value or --reset")
+        raise WrongUsageError("give either a value or --reset")
     if reset:
         session.done(session.call("DELETE", path), f"{what} reset")
         return
@@ -216,7 +220,7 @@ def _override(session: Session, path: str, value: object, *, reset: bool, enforc
 def _pair(assignment: str) -> tuple[str, str]:
     key, sign, value = assignment.partition("=")
     if not sign:
-        raise CommandFailedError(f"{assignment!r} isn't key=value")
+        raise WrongUsageError(f"{assignment!r} isn't key=value")
     return key, value
 
 

@@ -66,7 +66,7 @@ def load(  # noqa: PLR0913 - one option per member of the request
     """
     body = {"node": node, "selector": selector, "replicas": replicas, "revision": revision}
     answer = _placed(session, model, body, tries=HELD_UP_TRIES if wait else 1)
-    session.done(answer, f"{model} loading: {', '.join(answer['replicas'])}")
+    session.done(answer, f"{model} loading: {', '.join(answer['replicas'])}{_fewer(answer, replicas)}")
     if wait:
         wanted = set(answer["replicas"])
         until(session, f"{model} is ready", lambda: _all_ready(session, model, wanted))
@@ -81,6 +81,12 @@ def _placed(session: Session, model: str, body: dict[str, Any], *, tries: int) -
                 raise
             time.sleep(HELD_UP_PAUSE_SECONDS)
     raise AssertionError("the last try returns or raises")
+
+
+def _fewer(answer: dict[str, Any], replicas: int) -> str:
+    if not answer["refused"]:
+        return ""
+    return f"; {len(answer['replicas'])} of {replicas}, for the next was refused: {answer['refused']}"
 
 
 def unload(target: str, *, node: str | None = None, wait: bool = False, session: Here) -> None:

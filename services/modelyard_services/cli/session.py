@@ -4,6 +4,7 @@ Invariant: exit 0 is done, 1 refused or failed, 2 wrong usage; `--json` prints t
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,31 +13,37 @@ from urllib.parse import quote
 
 import httpx
 import msgspec
-from rich.console import Console
-from rich.table import Table
+
+from modelyard_services.cli import tables
 
 DEFAULT_API: Final = "http://127.0.0.1:7070"
 TIMEOUT_SECONDS: Final = 90.0
 """Longer than the longest answer the API holds back: 60 s for a cold model."""
 
-WIDTH_MAX: Final = 10_000
-"""Of a line that goes to a file or a program: there a wrapped cell is a broken one."""
-
 LIST_MAX: Final = 100_000
 """Items in one list on the command line: five times the replicas of the largest fleet we plan for."""
+
+SEGMENT_BYTES_MAX: Final = 8_000
+"""Of a name on the command line: the API allows 253 characters, and says so; a URL beyond 64 KiB can't be asked."""
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 
 
+class WrongUsageError(Exception):
+    """The command line can't be meant so; its text says how it is written."""
+
+
 class CommandFailedError(Exception):
     """The command was refused or failed; its text is for the person who called.
 
-    `held_up` when other replicas are in the way, which may go any moment (rule P4).
+    `problem` is what the API answered, for programs. `held_up` when other replicas are in the way, which may go any
+    moment (rule P4).
     """
 
-    def __init__(self, text: str, *, held_up: bool = False) -> None:
-        self.held_up = held_up
+    def __init__(self, text: str, *, problem: Mapping[str, Any] | None = None) -> None:
+        self.problem = problem or {"code": "failed", "detail": text}
+        self.held_up = bool((self.problem.get("extra") or {}).get("held_up"))
         super().__init__(text)
 
 
@@ -73,10 +80,15 @@ class Session(msgspec.Struct, frozen=True):
         """
         asked = {key: _text(value) for key, value in (query or {}).items() if value is not None}
         with self._client() as client:
-            response = client.request(method, "/api/v1" + path, params=asked, json=body)
+            response = client.request(method, "/api/v1" + path, params=asked, json=_finite(body))
         if response.is_error:
             raise _problem(response)
-        return response.json() if response.content else None
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            raise _stranger(response) from None
 
     @contextmanager
     def stream(self, path: str, **query: Any) -> Iterator[httpx.Response]:
@@ -97,10 +109,7 @@ class Session(msgspec.Struct, frozen=True):
         if self.as_json:
             self.show_json(answer)
             return
-        table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-        for row in rows:
-            table.add_row(*["-" if cell is None else str(cell) for cell in row])
-        console().print(table)
+        tables.table(rows, *columns)
 
     def show_json(self, answer: Any) -> None:
         """Print `answer` as JSON."""
@@ -113,36 +122,48 @@ class Session(msgspec.Struct, frozen=True):
             return
         changed = answer.get("changed", True) if isinstance(answer, dict) else True
         sequence = answer.get("sequence") if isinstance(answer, dict) else None
-        console().print(f"{text} (sequence {sequence})" if changed else f"nothing to do: {text}", highlight=False)
+        tables.line(f"{text} (sequence {sequence})" if changed else f"nothing to do: {text}")
         for warning in (answer or {}).get("warnings", ()):
-            console().print(f"warning: {warning}", style="yellow", highlight=False)
+            tables.line(f"warning: {warning}", style="yellow")
 
     @contextmanager
     def _client(self) -> Iterator[httpx.Client]:
-        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        headers = {"authorization": f"Bearer {_token(self.token)}"} if self.token else {}
         try:
             with httpx.Client(base_url=self.api, headers=headers, timeout=TIMEOUT_SECONDS) as client:
                 yield client
-        except httpx.TransportError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise CommandFailedError(
                 f"can't reach the API at {self.api}: {error}; is `modelyard up` running? (--api, MODELYARD_API)"
             ) from error
 
 
 def segment(value: str) -> str:
-    """`value` as one path segment: names may hold `/`, `:` and `.`.
+    """`value` as one path segment: names may hold `/`, `:` and `.`, and may be `..`.
 
     Raises:
-        CommandFailedError: it is empty, and would name another route.
+        WrongUsageError: it is empty, and would name another route, or longer than any name.
     """
     if not value:
-        raise CommandFailedError("a name can't be empty")
-    return quote(value, safe="")
+        raise WrongUsageError("a name can't be empty")
+    if len(value.encode()) > SEGMENT_BYTES_MAX:
+        raise WrongUsageError(f"{value[:20]!r}… ({len(value)} characters) is too long for a name")
+    # A client takes `.` and `..` for steps within the path, and would ask for another route.
+    return quote(value, safe="").replace(".", "%2E") if value in {".", ".."} else quote(value, safe="")
 
 
-def console() -> Console:
-    """Where people read; as wide as the text needs when it isn't a terminal, so that nothing is cut."""
-    return Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else WIDTH_MAX)
+def _finite(body: Any) -> Any:
+    """`body`, whose figures JSON can tell."""
+    for field, value in body.items() if isinstance(body, dict) else ():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise WrongUsageError(f"{field}: {value} is no figure to work with; write seconds or a count, 2.5 say")
+    return body
+
+
+def _token(token: str) -> str:
+    if not (token.isascii() and token.isprintable()):
+        raise WrongUsageError("--token holds what no token has: only printable ASCII characters (MODELYARD_TOKEN)")
+    return token
 
 
 def _text(value: Any) -> Any:
@@ -153,8 +174,19 @@ def _problem(response: httpx.Response) -> CommandFailedError:
     try:
         body = response.json()
     except ValueError:
-        return CommandFailedError(f"HTTP {response.status_code}: {response.text[:500]}")
-    code, detail = body.get("code", response.status_code), body.get("detail", response.text[:500])
-    extra = body.get("extra") or {}
-    helps = f"\nwhat would help: {extra['unblock']}" if "unblock" in extra else ""
-    return CommandFailedError(f"{code}: {detail}{helps}", held_up=bool(extra.get("held_up")))
+        body = None
+    if not isinstance(body, dict) or "detail" not in body:
+        return _stranger(response)
+    code = body.get("code", response.status_code)
+    unblock = (body.get("extra") or {}).get("unblock")
+    helps = f"\nwhat would help: {unblock}" if unblock else ""
+    return CommandFailedError(f"{code}: {body['detail']}{helps}", problem=body)
+
+
+def _stranger(response: httpx.Response) -> CommandFailedError:
+    """Something answers there that isn't the API."""
+    kind = response.headers.get("content-type", "nothing readable").partition(";")[0]
+    return CommandFailedError(
+        f"{response.url.copy_with(query=None)} answered {response.status_code} with {kind}, which is not modelyard's "
+        "API; where is it? (--api, MODELYARD_API)"
+    )

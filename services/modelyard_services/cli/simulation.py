@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import msgspec
 from cyclopts import App, Parameter
 
-from modelyard_services.cli.session import CommandFailedError, Session
+from modelyard_services.cli.session import CommandFailedError, Session, WrongUsageError
 from modelyard_services.simulation.story import Transcript, read_story, tell
 
 CHARACTERS_MAX: Final = 1_000_000
@@ -30,7 +30,7 @@ def simulate(*files: Path, session: Here) -> None:
         Stories as text; docs/simulation.md has the words.
     """
     if not files:
-        raise CommandFailedError("give at least one file with a story")
+        raise WrongUsageError("name at least one file with a story")
     failures = [(file, _simulated(file, session)) for file in files]
     failed = [f"{file}: {count} of its expectations failed" for file, count in failures if count]
     if failed:

@@ -19,7 +19,8 @@ from modelyard_events.model import (
     ModelScheduleCleared,
     ModelScheduleSet,
 )
-from modelyard_events.spec import ModelSpec, Schedule, ScheduleSource
+from modelyard_events.selectors import format_selector
+from modelyard_events.spec import Autoscale, ModelSpec, Schedule, ScheduleSource, SpreadAll
 from modelyard_projections.fleet import Fleet
 from modelyard_services.errors import InvalidRequestError
 from modelyard_services.policy.configuration import Configuration
@@ -171,10 +172,26 @@ def _change(fleet: Fleet, event: AnyEvent) -> Change | None:
 
 def _differences(before: ModelSpec | Schedule | None, after: ModelSpec | Schedule) -> tuple[FieldChange, ...]:
     """The fields that differ; of what is new, those that aren't at their default and so are left out of its JSON."""
-    old = {} if before is None else msgspec.to_builtins(before, enc_hook=str)
-    new = msgspec.to_builtins(after, enc_hook=str)
+    old = {} if before is None else _written(before)
+    new = _written(after)
     return tuple(
         FieldChange(field, old.get(field), new.get(field))
         for field in dict.fromkeys([*old, *new])
         if old.get(field) != new.get(field)
     )
+
+
+def _written(entry: ModelSpec | Schedule) -> dict[str, Any]:
+    """The fields of `entry` as a file has them, so that what is told of a change can be looked up there."""
+    fields: dict[str, Any] = msgspec.to_builtins(entry, enc_hook=str)
+    if not isinstance(entry, Schedule):
+        return fields
+    match entry.mode:
+        case SpreadAll():
+            mode: dict[str, Any] = {"replicas": "all"}
+        case Autoscale(min_replicas=least, max_replicas=most):
+            mode = {"min_replicas": least, "max_replicas": most}
+        case _:
+            assert_never(entry.mode)
+    selector = {"node_selector": format_selector(entry.node_selector)} if entry.node_selector else {}
+    return mode | selector | {key: value for key, value in fields.items() if key not in {"mode", "node_selector"}}

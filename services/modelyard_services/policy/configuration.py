@@ -24,12 +24,18 @@ from modelyard_events.spec import (
 )
 from modelyard_services.errors import InvalidEntriesError
 from modelyard_services.policy.entries import REPLICAS_MAX, ModelBody, ScheduleBody, unusable
+from modelyard_services.policy.faults import Fault, raise_for
+from modelyard_services.policy.misfit import misfit
 
 Path = tuple[str | int, ...]
 Lines = Mapping[Path, int]
 
 FAULTS_MAX: Final = 100
 """Faults told of one document; a file with more has one cause."""
+
+
+VALUE_SHOWN_MAX: Final = 40
+"""Characters of a value told with its fault: enough to recognise it by."""
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -43,20 +49,6 @@ class Document(msgspec.Struct, frozen=True):
     source: ScheduleSource
     lines: dict[Path, int] = {}
     doubled: tuple[Path, ...] = ()
-
-
-class Fault(msgspec.Struct, frozen=True):
-    """One thing to mend."""
-
-    document: str
-    line: int | None
-    field: str
-    value: Any
-    problem: str
-
-    def __str__(self) -> str:
-        where = f"{self.document}:{self.line}" if self.line else self.document
-        return f"{where}: {self.field}: {self.problem}"
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -114,7 +106,7 @@ def read_documents(documents: Sequence[Document], *, unread: Sequence[InvalidEnt
         reader.read(document)
     reader.check_aliases()
     unparsed = [msgspec.convert(error, Fault) for fault in unread for error in fault.errors]
-    _raise([*unparsed, *reader.faults])
+    raise_for([*unparsed, *reader.faults])
     return Configuration(
         reader.models, reader.schedules, tuple(reader.warnings), reader.places, frozenset(reader.sections)
     )
@@ -128,7 +120,7 @@ def read_model(body: Any, *, name: str) -> ModelSpec:
     """
     reader = _Reader()
     spec = reader.model_spec(body, (), Document(body, name, "api"))
-    _raise(reader.faults)
+    raise_for(reader.faults)
     if spec is None:
         raise AssertionError("a body without faults gives a spec")
     return spec
@@ -142,7 +134,7 @@ def read_schedule(body: Any, *, name: str) -> Schedule:
     """
     reader = _Reader()
     schedule = reader.schedule(body, (), Document(body, name, "api"))
-    _raise(reader.faults)
+    raise_for(reader.faults)
     if schedule is None:
         raise AssertionError("a body without faults gives a schedule")
     return schedule
@@ -345,7 +337,7 @@ class _Reader:
         except msgspec.ValidationError as error:
             judged = error.__cause__
             # What a type says of itself is told in its own words; the converter would wrap them.
-            problem = judged.problem if isinstance(judged, InvalidValueError) else _plain(error)
+            problem = judged.problem if isinstance(judged, InvalidValueError) else misfit(error, hint)
             self._fault(document, path, field, value, problem)
 
     def _checked(self, document: Document, path: Path, field: str, value: Any, check: Any) -> Any:
@@ -363,7 +355,7 @@ class _Reader:
             if isinstance(judged, InvalidValueError):
                 self._fault(document, (*path, judged.field), judged.field, judged.value, judged.problem)
             else:
-                self._fault(document, path, "entry", None, _plain(error))
+                self._fault(document, path, "entry", None, misfit(error, None))
         return None
 
     def _unknown(self, document: Document, path: Path, field: str, known: Sequence[str]) -> None:
@@ -381,16 +373,3 @@ _MODE_FIELDS: Final = frozenset({"replicas", "spread_all", "min_replicas", "max_
 def _line(document: Document, path: Path) -> int | None:
     """The line of the part at `path`, or of the nearest part around it."""
     return next((document.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in document.lines), None)
-
-
-def _plain(error: msgspec.ValidationError) -> str:
-    text = str(error)
-    return text[:1].lower() + text[1:]
-
-
-def _raise(faults: Sequence[Fault]) -> None:
-    if not faults:
-        return
-    told = faults[:FAULTS_MAX]
-    errors = [msgspec.to_builtins(fault, enc_hook=str) for fault in told]
-    raise InvalidEntriesError([str(fault) for fault in told], errors=errors, field=told[0].field)

@@ -4,7 +4,7 @@ Invariant: settings are whole and within their bounds after every change; a chan
 """
 
 from collections.abc import Collection, Mapping
-from typing import Final, Literal, get_args, get_type_hints
+from typing import Final, Literal, get_type_hints
 
 import msgspec
 
@@ -12,6 +12,7 @@ from modelyard_events.envelope import AnyEvent
 from modelyard_events.errors import InvalidValueError
 from modelyard_events.fleet import FleetSettingsChanged, Settings
 from modelyard_projections.fleet import Fleet
+from modelyard_services.policy.misfit import misfit
 
 Freezable = Literal["reconciler", "evictions"]
 
@@ -68,9 +69,9 @@ def refuse_unknown(given: Mapping[str, object], known: tuple[str, ...], *, what:
     Raises:
         InvalidValueError: there is no such `what`.
     """
-    for field, value in given.items():
+    for field in given:
         if field not in known:
-            raise InvalidValueError(field, value, f"is no {what}; give {', '.join(known)}")
+            raise InvalidValueError(field, field, f"is no {what}; give {', '.join(known)}")
 
 
 def checked_setting(field: str, value: object) -> object:
@@ -101,10 +102,7 @@ def _checked(fields: Mapping[str, object]) -> Settings:
 
 
 def _typed(field: str, value: object) -> object:
-    wanted = _TYPES[field]
     try:
-        return msgspec.convert(value, wanted)
+        return msgspec.convert(value, _TYPES[field])
     except msgspec.ValidationError as error:
-        words = get_args(wanted)
-        problem = f"is none of {', '.join(words)}" if words else f"is not a {wanted.__name__}"
-        raise InvalidValueError(field, value, problem) from error
+        raise InvalidValueError(field, value, misfit(error, _TYPES[field])) from error

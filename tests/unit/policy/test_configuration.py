@@ -13,8 +13,9 @@ from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.documents import DEPTH_MAX, parse_text
 from modelyard_services.errors import InvalidEntriesError
 from modelyard_services.policy.apply import apply
-from modelyard_services.policy.configuration import Configuration, Document, Fault, read_documents, read_schedule
+from modelyard_services.policy.configuration import Configuration, Document, read_documents, read_schedule
 from modelyard_services.policy.entries import ScheduleBody
+from modelyard_services.policy.faults import Fault
 
 M = ModelName("m")
 

@@ -91,11 +91,22 @@ def test_changes_name_each_field_with_what_it_was() -> None:
     found = changes(world.fleet, apply(world.fleet, edited))
     assert [(each.kind, each.model, each.change) for each in found] == [("schedule", "b", "changed")]
     (field,) = found[0].fields
-    assert (field.field, field.before, field.after) == (
-        "mode",
-        {"type": "autoscale", "min_replicas": 1, "max_replicas": 0},
-        {"type": "autoscale", "min_replicas": 2, "max_replicas": 0},
-    )
+    assert (field.field, field.before, field.after) == ("min_replicas", 1, 2)
+
+
+def test_changes_of_a_schedule_have_the_names_that_a_file_has() -> None:
+    """S3: what is told of a change can be looked up in the file."""
+    world = World()
+    applied(world, read("- {model_name: a, min_replicas: 1, max_replicas: 2, node_selector: {tier: gpu}}"))
+    edited = read("- {model_name: a, replicas: all, node_selector: 'tier=gold, !spot', max_per_node: 1}")
+    (change,) = changes(world.fleet, apply(world.fleet, edited))
+    assert {each.field: (each.before, each.after) for each in change.fields} == {
+        "min_replicas": (1, None),
+        "max_replicas": (2, None),
+        "replicas": (None, "all"),
+        "node_selector": ("tier=gpu", "tier=gold, !spot"),
+        "max_per_node": (None, 1),
+    }
 
 
 def test_prune_ends_what_a_section_does_not_list_and_leaves_other_sections_alone() -> None:
