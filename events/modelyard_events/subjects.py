@@ -14,10 +14,15 @@ from modelyard_events.ids import ModelName, NodeName
 LOG_STREAM: Final = "LOG"
 EVENTS_STREAM: Final = "EVENTS"
 TELEMETRY_STREAM: Final = "TELEMETRY"
+LEASES_STREAM: Final = "LEASES"
 
 LOG_SUBJECTS: Final = "modelyard.log.>"
 EVENTS_SUBJECTS: Final = "modelyard.events.>"
 TELEMETRY_SUBJECTS: Final = "modelyard.telemetry.>"
+LEASES_SUBJECTS: Final = "modelyard.lease.>"
+
+RECONCILER_LEASE: Final = "modelyard.lease.reconciler"
+"""Who of several reconcilers acts; no history, so it is no address in the log."""
 
 FLEET_SUBJECT: Final = "modelyard.log.fleet"
 _NODE_PREFIX: Final = "modelyard.log.node."

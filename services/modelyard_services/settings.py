@@ -16,6 +16,16 @@ PROBE_FRESH_SECONDS: Final = 30.0
 """How long a replica that answered its probe is used unasked (rule T4)."""
 
 
+LEASE_SECONDS: Final = 5.0
+"""After how long without a renewal another reconciler acts (rule C1): as long as a worker or a router may be silent."""
+
+LEASE_SECONDS_LEAST: Final = 1.0
+"""Renewals come five times as often; more would be noise to a server that syncs each write to its disk."""
+
+LEASE_SECONDS_MOST: Final = 60.0
+"""Nobody acts for this long after a crash: more than a fleet should wait."""
+
+
 class NatsSettings(msgspec.Struct, frozen=True):
     """How to reach NATS in the control role.
 
@@ -72,10 +82,11 @@ class RouterSettings(msgspec.Struct, frozen=True):
 
 
 class ReconcilerSettings(msgspec.Struct, frozen=True):
-    """`configuration` is applied before the first pass (rule S3)."""
+    """`configuration` is applied before the first pass (S3); a rival acts `lease_seconds` after the last sign (C1)."""
 
     process: ProcessSettings
     configuration: ConfigurationSettings = ConfigurationSettings()
+    lease_seconds: float = LEASE_SECONDS
 
 
 class ProjectorSettings(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ import structlog
 import trustme
 import uvloop
 
-from modelyard_events.subjects import EVENTS_STREAM, LOG_STREAM, TELEMETRY_STREAM
+from modelyard_events.subjects import EVENTS_STREAM, LEASES_STREAM, LOG_STREAM, TELEMETRY_STREAM
 from modelyard_services.effects.connect import open_runtime
 from modelyard_services.effects.log.contract import Log, LogFull, LogMisconfigured, LogUnavailable
 from modelyard_services.effects.log.endpoint import NatsEndpoint, connect
@@ -47,9 +47,9 @@ async def test_declaring_twice_keeps_the_log(nats_r1: Servers) -> None:
 
 async def test_the_streams_are_what_the_design_says(nats_r3: Servers) -> None:
     log_id = await declare(nats_r3)
-    log, events, telemetry = [
+    log, events, telemetry, leases = [
         (await raw(nats_r3, f"STREAM.INFO.{stream}"))["config"]
-        for stream in (LOG_STREAM, EVENTS_STREAM, TELEMETRY_STREAM)
+        for stream in (LOG_STREAM, EVENTS_STREAM, TELEMETRY_STREAM, LEASES_STREAM)
     ]
     assert log["metadata"]["modelyard.log_id"] == log_id  # type: ignore[index]
     assert (log["storage"], log["discard"], log["num_replicas"]) == ("file", "new", 3)
@@ -58,6 +58,8 @@ async def test_the_streams_are_what_the_design_says(nats_r3: Servers) -> None:
     assert (events["subjects"], events["max_age"]) == (["modelyard.events.>"], 7 * 24 * 3600 * 10**9)
     assert (telemetry["storage"], telemetry["max_msgs_per_subject"]) == ("memory", 1)
     assert telemetry["max_age"] == 30 * 10**9
+    assert (leases["storage"], leases["max_msgs_per_subject"], leases["max_age"]) == ("file", 1, 0)
+    assert {stream["num_replicas"] for stream in (events, telemetry, leases)} == {3}
 
 
 @pytest.mark.parametrize(

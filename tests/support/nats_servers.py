@@ -22,7 +22,7 @@ from typing import Final
 import pytest
 from nats.aio.client import Client
 
-from modelyard_events.subjects import EVENTS_STREAM, LOG_STREAM, TELEMETRY_STREAM
+from modelyard_events.subjects import EVENTS_STREAM, LEASES_STREAM, LOG_STREAM, TELEMETRY_STREAM
 from modelyard_services.effects.embedded.binaries import nats_server
 from modelyard_services.effects.log.endpoint import NatsEndpoint, connect
 
@@ -181,7 +181,7 @@ class Servers:
         client = await connect(self.endpoint)
         try:
             await _ask(client, f"STREAM.CREATE.{_KEEPER['name']}", _KEEPER | {"num_replicas": self.replicas})
-            for stream in streams or (LOG_STREAM, EVENTS_STREAM, TELEMETRY_STREAM):
+            for stream in streams or (LOG_STREAM, EVENTS_STREAM, TELEMETRY_STREAM, LEASES_STREAM):
                 await _deleted(client, stream)
         finally:
             await client.close()

@@ -1,6 +1,6 @@
-"""Messages that are no history: telemetry, and questions with an answer.
+"""Messages that are no history: telemetry, questions with an answer, and the cells that leases are written in.
 
-Invariant: nothing here is relied on for truth; a message may be lost, a question may go unanswered.
+Invariant: nothing here is relied on for truth; a message may be lost, a question may go unanswered, a lease lapse.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -13,6 +13,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from modelyard_events.subjects import TELEMETRY_STREAM, TELEMETRY_SUBJECTS
 from modelyard_services.effects.heed import heed
+from modelyard_services.effects.lease.cell import Cell, JetStreamCell, MemoryCell
 from modelyard_services.effects.tracing import traceparent
 from modelyard_services.errors import UnavailableError
 
@@ -53,6 +54,9 @@ class Bus(Protocol):
         self, subject: str, body: bytes, *, first_seconds: float, silence_seconds: float | None
     ) -> AsyncGenerator[bytes, None]:
         """Answers to one question until they stop: none within `first_seconds`, or no more for `silence_seconds`."""
+
+    def cell(self, subject: str) -> Cell:
+        """The cell of the lease on `subject`."""
 
 
 class NatsBus:
@@ -115,6 +119,9 @@ class NatsBus:
         finally:
             await answers.unsubscribe()
 
+    def cell(self, subject: str) -> Cell:
+        return JetStreamCell(self.client, subject)
+
     async def last_readings(self, hear: Hear) -> None:
         """Call `hear` with the last telemetry of each subject, so that a new process needn't wait for heartbeats."""
         stream = self.client.jetstream()
@@ -137,6 +144,7 @@ class MemoryBus:
     def __init__(self) -> None:
         self._listeners: list[tuple[str, Hear]] = []
         self._answers: list[tuple[str, Answer]] = []
+        self._cells: dict[str, MemoryCell] = {}
 
     async def publish(self, subject: str, body: bytes) -> None:
         for pattern, hear in self._listeners:
@@ -163,6 +171,9 @@ class MemoryBus:
         answered = await self.ask(subject, body, timeout_seconds=first_seconds)
         if answered is not None:
             yield answered
+
+    def cell(self, subject: str) -> Cell:
+        return self._cells.setdefault(subject, MemoryCell())
 
 
 def _matches(pattern: str, subject: str) -> bool:

@@ -58,7 +58,9 @@ async def open_runtime(settings: ProcessSettings) -> AsyncIterator[Runtime]:
         if settings.status_port is None:
             yield runtime
             return
-        status = asyncio.create_task(serve_status(settings.status_port, lambda: runtime.problems), name="status")
+        status = asyncio.create_task(
+            serve_status(settings.status_port, lambda: runtime.problems, lambda: runtime.notes), name="status"
+        )
         try:
             yield runtime
         finally:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from fnmatch import fnmatchcase
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 import nats.errors
@@ -68,6 +68,7 @@ class Runtime:
         self._on_connect: list[Callable[[Bus], Awaitable[None]]] = []
         self._on_report: list[Callable[[RouterReport], None]] = []
         self._problem_sources: list[Callable[[], list[str]]] = []
+        self._note_sources: dict[str, Callable[[], object]] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -128,6 +129,15 @@ class Runtime:
     def on_problems(self, source: Callable[[], list[str]]) -> None:
         """Count what `source()` names among the reasons why the process isn't ready."""
         self._problem_sources.append(source)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the process says of itself beyond its problems, by name."""
+        return {name: source() for name, source in self._note_sources.items()}
+
+    def on_notes(self, name: str, source: Callable[[], object]) -> None:
+        """Say what `source()` gives under `name`."""
+        self._note_sources[name] = source
 
     def on_batch(self, callback: OnBatch) -> None:
         """Call `callback(events, touched)` after each folded slice of whole batches."""

@@ -1,4 +1,4 @@
-"""The three streams of modelyard, declared: the log, its public lifecycle stream, and telemetry.
+"""The four streams of modelyard, declared: the log, its public lifecycle stream, telemetry, and leases.
 
 Invariant: a stream that exists is never changed. If it isn't what we need, we refuse to work on it and say which
 setting differs: silently repairing the configuration of somebody's truth is how histories get lost.
@@ -13,6 +13,8 @@ from nats.aio.client import Client
 from modelyard_events.subjects import (
     EVENTS_STREAM,
     EVENTS_SUBJECTS,
+    LEASES_STREAM,
+    LEASES_SUBJECTS,
     LOG_STREAM,
     LOG_SUBJECTS,
     TELEMETRY_STREAM,
@@ -29,6 +31,9 @@ EVENTS_BYTES_MAX: Final = 4 * 1024**3
 
 TELEMETRY_BYTES_MAX: Final = 64 * 1024**2
 """In memory: the newest reading of ten thousand nodes is a quarter of this."""
+
+LEASES_BYTES_MAX: Final = 1024**2
+"""One small message per lease."""
 
 _SECOND: Final = 1_000_000_000
 EVENTS_AGE_NS: Final = 7 * 24 * 3600 * _SECOND
@@ -75,6 +80,7 @@ async def declare_streams(client: Client, layout: Layout) -> str:
     log = await _declare(Api(client, LOG_STREAM), _log_config(layout))
     await _declare(Api(client, EVENTS_STREAM), _events_config(layout))
     await _declare(Api(client, TELEMETRY_STREAM), _telemetry_config(layout))
+    await _declare(Api(client, LEASES_STREAM), _leases_config(layout))
     return verify_log(log)
 
 
@@ -186,4 +192,19 @@ def _telemetry_config(layout: Layout) -> dict[str, object]:
         "max_msgs_per_subject": 1,
         "duplicate_window": _SECOND,
         "allow_direct": True,
+    }
+
+
+def _leases_config(layout: Layout) -> dict[str, object]:
+    """On disk, so that a server that comes back knows who had what: revisions must never begin anew."""
+    return {
+        "name": LEASES_STREAM,
+        "subjects": [LEASES_SUBJECTS],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "old",
+        "num_replicas": layout.replicas,
+        "max_bytes": LEASES_BYTES_MAX,
+        "max_age": 0,
+        "max_msgs_per_subject": 1,
     }
