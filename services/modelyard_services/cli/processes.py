@@ -16,6 +16,9 @@ from cyclopts import App, Parameter, validators
 
 from modelyard_services.cli import local
 from modelyard_services.settings import (
+    LEASE_SECONDS,
+    LEASE_SECONDS_LEAST,
+    LEASE_SECONDS_MOST,
     PROBE_FRESH_SECONDS,
     QUEUE_MAX,
     WAIT_SECONDS,
@@ -213,6 +216,9 @@ def reconciler(
     config: Annotated[list[Path] | None, Parameter(negative="")] = None,
     model_scheduling: str | None = None,
     model_scheduling_config: Path | None = None,
+    reconciler_lease_seconds: Annotated[
+        float, Parameter(validator=validators.Number(gte=LEASE_SECONDS_LEAST, lte=LEASE_SECONDS_MOST))
+    ] = LEASE_SECONDS,
     common: Common,
 ) -> None:
     """Run the reconciler: floors, deadlines, drains, liveness; applies the configuration at its start.
@@ -225,6 +231,8 @@ def reconciler(
         Schedules as text, a JSON list, applied at the start; the files win over it.
     model_scheduling_config
         A file of schedules, applied at the start; it wins over the text, the files of --config over it.
+    reconciler_lease_seconds
+        Of several reconcilers one acts; after so long without a sign of it, another does. From 1 to 60.
     """
     from modelyard_services.reconciler.main import serve
     from modelyard_services.reconciler.sources import configuration_settings
@@ -235,7 +243,7 @@ def reconciler(
         tuple(config or ()),
         environment=local.local_environment(),
     )
-    settings = ReconcilerSettings(common.process("reconciler"), configuration)
+    settings = ReconcilerSettings(common.process("reconciler"), configuration, reconciler_lease_seconds)
     common.run("reconciler", lambda stop: serve(settings, stop))
 
 

@@ -1,7 +1,8 @@
 """The reconciler's loop: look, decide, append, and look again when something happened or is due (rule C1).
 
-Invariant: one action's failure stops no other; nothing is decided on a fold that lags; and all of it may run
-twice at once, for every append is guarded and every command id is the same in both.
+Invariant: one action's failure stops no other; nothing is decided on a fold that lags, nor without the lease; and all
+of it may run twice at once, for every append is guarded and every command id is the same in both. What only repeated
+looks show (failed passes, misses, progress) is of one term of the lease and begins anew with the next.
 """
 
 import asyncio
@@ -11,8 +12,9 @@ from typing import Final
 import structlog
 
 from modelyard_events.codec import EventTooLargeError
-from modelyard_events.envelope import Recorded
-from modelyard_projections.fleet import Touched
+from modelyard_events.envelope import AnyEvent, Recorded
+from modelyard_projections.fleet import Fleet, Touched
+from modelyard_services.effects.lease.lease import Lease
 from modelyard_services.effects.refusals import count_outcome
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing import Span, span
@@ -48,16 +50,19 @@ _log = structlog.get_logger(__name__)
 
 
 class Reconciler:
-    """One process's loop over its runtime."""
+    """One process's loop over its runtime. Without `lease` it folds along, so that its turn begins at once."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, lease: Lease) -> None:
         self._runtime = runtime
+        self._lease = lease
+        self._term: int | None = None
         self._causes = Causes()
         self._index = PlacementIndex()
         self._watch = Watch()
         self._woken = asyncio.Event()
         self._judged_ns: int | None = None
         runtime.on_batch(self._note)
+        lease.on_taken(self._woken.set)
 
     async def run(self) -> None:
         """Reconcile until cancelled."""
@@ -69,7 +74,12 @@ class Reconciler:
             await self._wait(pause)
 
     async def step(self) -> int:
-        """One pass; the number of actions it came to."""
+        """One pass; the number of actions it came to. None while another process may act."""
+        term = self._lease.term
+        if term is None:
+            return 0
+        if term != self._term:
+            self._begin(term)
         view = self._view()
         actions = [*(judge(view) if self._liveness_is_due(view.moment) else ()), *reconcile(view)]
         if actions:
@@ -81,7 +91,11 @@ class Reconciler:
 
     @property
     def _may_decide(self) -> bool:
-        return self._runtime.ready and self._runtime.feed.lag == 0
+        return self._lease.term is not None and self._runtime.ready and self._runtime.feed.lag == 0
+
+    def _begin(self, term: int) -> None:
+        """Begin a term: what an earlier one saw may be long past, and what happened since then nobody here watched."""
+        self._term, self._watch, self._judged_ns = term, Watch(), None
 
     def _note(self, events: Sequence[Recorded], touched: list[Touched]) -> None:
         self._causes.note(events)
@@ -142,7 +156,7 @@ class Reconciler:
         )
         try:
             committed = await self._runtime.journal.commit(
-                envelope, lambda fleet: action.decide(fleet, action.command), essential=action.essential
+                envelope, lambda fleet: self._decided(action, fleet), essential=action.essential
             )
         except UnavailableError:
             raise
@@ -154,6 +168,16 @@ class Reconciler:
             count_outcome(self._runtime.fleet, action.places, committed.events)
         if committed.events:
             _log.info("acted", key=action.key, reason=action.reason, sequence=committed.sequence)
+
+    def _decided(self, action: Action, fleet: Fleet) -> Sequence[AnyEvent]:
+        """What `action` comes to, as long as the term goes on in which it was thought of.
+
+        Raises:
+            UnavailableError: it doesn't, which breaks the pass off.
+        """
+        if self._lease.term != self._term:
+            raise UnavailableError("the lease was lost during this pass; another reconciler acts, or is about to")
+        return action.decide(fleet, action.command)
 
     def _pause(self) -> float:
         fleet, now_ns = self._runtime.fleet, self._runtime.clock.now_ns()

@@ -14,6 +14,8 @@ from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.effects.runtime import Runtime, in_memory
 from modelyard_services.reconciler import loop
 from modelyard_services.reconciler.loop import Reconciler
+from modelyard_services.reconciler.main import lease_of
+from modelyard_services.settings import LEASE_SECONDS
 from tests.support.collector import recorded, trace_of
 from tests.support.given import a_model, an_approved_node
 
@@ -28,9 +30,16 @@ async def runtime() -> AsyncIterator[Runtime]:
         yield runtime
 
 
+async def reconciling(runtime: Runtime) -> Reconciler:
+    """The one that has the lease."""
+    lease = lease_of(runtime, LEASE_SECONDS)
+    await lease.turn()
+    return Reconciler(runtime, lease)
+
+
 async def acted(runtime: Runtime) -> str:
     """The trace of what a schedule makes the reconciler place."""
-    reconciler = Reconciler(runtime)
+    reconciler = await reconciling(runtime)
     scheduled = ModelScheduleSet(model="m", schedule=Schedule(mode=Autoscale(min_replicas=1)), source="api")
     events = [*an_approved_node(), *a_model(), scheduled]
     await runtime.journal.commit(runtime.envelope(trace=GIVEN), lambda _fleet: events)
@@ -65,5 +74,5 @@ async def test_an_action_long_after_its_cause_links_to_that_trace_instead(
 
 async def test_a_pass_that_finds_nothing_to_do_is_no_span(runtime: Runtime) -> None:
     with recorded() as kept:
-        await Reconciler(runtime).step()
+        await (await reconciling(runtime)).step()
     assert not kept.get_finished_spans()
