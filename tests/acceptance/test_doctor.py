@@ -24,7 +24,7 @@ def test_what_is_well_is_told_and_what_is_broken_is_named_with_its_cure(tmp_path
     with Installation(tmp_path) as installation:
         well = examined(installation, code=0)
         assert {finding["status"] for finding in well.values()} <= {"ok", "skipped"}
-        assert {"nats", "log", "log copies", "clock", "postgresql", "read model", "nodes"} <= well.keys()
+        assert {"nats", "log", "log copies", "lease", "clock", "postgresql", "read model", "nodes"} <= well.keys()
         assert {"api", "registrar", "reconciler", "projector"} <= well.keys()
 
         secrets, config = installation.data_dir / "secrets.json", tmp_path / "bad.yaml"
@@ -41,7 +41,8 @@ def test_what_is_well_is_told_and_what_is_broken_is_named_with_its_cure(tmp_path
         with gone(installation, "nats"):
             assert {"log", "registrar", "reconciler"} <= broken(installation).keys()
         with silent(installation.pid_of("reconciler")):
-            assert broken(installation).keys() == {"reconciler"}
+            # How long it takes to ask decides whether its lease has run out by then.
+            assert {"reconciler"} <= broken(installation).keys() <= {"reconciler", "lease"}
 
 
 def test_what_isnt_there_is_skipped_and_nothing_is_made(tmp_path: Path) -> None:

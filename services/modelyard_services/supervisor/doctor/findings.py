@@ -142,6 +142,23 @@ def peers(wanted: int, *, away: Sequence[str], behind: Sequence[str]) -> Finding
     return Finding("log copies", "ok", f"{wanted}, all current")
 
 
+def lease(holder: str | None, *, seconds: float, age_seconds: float | None) -> Finding:
+    """Whether one of the reconcilers acts: who has their lease, for how long that stands, how old the last sign is."""
+    if holder is None:
+        return Finding("lease", "warning", "no reconciler acts", "Start `modelyard reconciler`.")
+    if age_seconds is None:
+        return Finding("lease", "ok", f"{holder} reconciles")
+    found = f"{holder} reconciles, heard of {age_seconds:.1f} s ago"
+    if age_seconds > seconds:
+        return Finding(
+            "lease",
+            "broken",
+            f"nobody acts: {found}",
+            "Start `modelyard reconciler`, or read the log of one that runs.",
+        )
+    return Finding("lease", "ok", found)
+
+
 def clock(ahead_seconds: float) -> Finding:
     """How far this machine's clock is from that of the log's server."""
     found = f"{ahead_seconds:+.3f} s from the log's server"

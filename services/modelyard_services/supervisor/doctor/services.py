@@ -10,12 +10,13 @@ from typing import Any, Final
 import httpx
 from nats.aio.client import Client
 
-from modelyard_events.subjects import LOG_STREAM
+from modelyard_events.subjects import LEASES_STREAM, LOG_STREAM, RECONCILER_LEASE
 from modelyard_projections.queries import projection
 from modelyard_services.effects.clock import Clock
 from modelyard_services.effects.connect import endpoint_of
 from modelyard_services.effects.database import Database
-from modelyard_services.effects.log.api import Api, StreamInfo
+from modelyard_services.effects.lease.claim import read_claim
+from modelyard_services.effects.log.api import STREAM_NOT_FOUND, Api, StreamInfo
 from modelyard_services.effects.log.endpoint import connect
 from modelyard_services.effects.log.streams import verify_log
 from modelyard_services.effects.status import STATUS_HOST
@@ -42,9 +43,10 @@ async def log(url: str) -> tuple[list[Finding], Log]:
         clock, before = Clock(), Clock().now()
         info = await Api(client, LOG_STREAM).info()
         asked_ns = round((before.timestamp() + clock.now().timestamp()) / 2 * 1e9)
+        lease = await _lease(client)
     seen = [findings.nats_version((version.major, version.minor, version.patch))]
     found = Log(verify_log(info), info.state.last_seq)
-    seen += [findings.log_fill(info.state.bytes, info.ceiling), _peers(info)]
+    seen += [findings.log_fill(info.state.bytes, info.ceiling), _peers(info), lease]
     if info.told_ns is not None:
         seen.append(findings.clock((asked_ns - info.told_ns) / 1e9))
     return seen, found
@@ -115,6 +117,20 @@ async def _get(url: str, token: str | None) -> httpx.Response:
 def _refused(answer: httpx.Response, url: str) -> None:
     if answer.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
         raise UnauthorizedError(f"{url} wants a viewer's token or better: give --token or MODELYARD_TOKEN")
+
+
+async def _lease(client: Client) -> Finding:
+    """Who reconciles. Both times are the server's, so no clock of ours takes part."""
+    api = Api(client, LEASES_STREAM)
+    info = await api.info()
+    if info.error is not None and info.error.err_code == STREAM_NOT_FOUND:
+        return findings.lease(None, seconds=0, age_seconds=None)
+    last = await api.last_on(RECONCILER_LEASE)
+    if last is None:
+        return findings.lease(None, seconds=0, age_seconds=None)
+    claim, told_ns = read_claim(last.body), info.told_ns
+    age = None if told_ns is None else max(0.0, (told_ns - last.time_ns) / 1e9)
+    return findings.lease(claim.holder, seconds=claim.seconds, age_seconds=age)
 
 
 def _peers(info: StreamInfo) -> Finding:
