@@ -219,6 +219,7 @@ async def test_a_worker_follows_on_through_a_killed_server_and_a_lost_offer(yard
         node_subject(A),
         node_subject(B),
         "modelyard.log.fleet",
+        "modelyard.lease.reconciler",
         "modelyard.events.node.a.registered",
         node_command_subject(B, "register"),
         "modelyard.cmd.node.a=2Enode.register.more",
@@ -298,6 +299,7 @@ async def test_a_worker_can_not_subscribe_to(subject: str, yard: Yard) -> None:
     [
         node_subject(A),
         "modelyard.log.fleet",
+        "modelyard.lease.reconciler",
         "modelyard.events.node.a.registered",
         node_telemetry_subject(B),
         node_command_subject(B, "register"),
@@ -423,6 +425,7 @@ async def test_a_reader_may_keep_a_durable_place(yard: Yard) -> None:
     [
         "modelyard.events.node.a.registered",
         "modelyard.log.fleet",
+        "modelyard.lease.reconciler",
         "$JS.API.STREAM.CREATE.MINE",
         "$JS.API.STREAM.UPDATE.EVENTS",
         "$JS.API.STREAM.PURGE.EVENTS",
@@ -454,6 +457,7 @@ async def test_a_reader_can_not_subscribe_to(subject: str, yard: Yard) -> None:
     "target",
     [
         "modelyard.log.fleet",
+        "modelyard.lease.reconciler",
         "modelyard.events.node.a.registered",
         "modelyard.cmd.node.a.register",
         "$JS.API.STREAM.PURGE.EVENTS",

@@ -74,7 +74,7 @@ class Reconciler:
             await self._wait(pause)
 
     async def step(self) -> int:
-        """One pass; the number of actions it came to. None while another process may act."""
+        """One pass; the number of actions it came to; no pass while another process may act."""
         term = self._lease.term
         if term is None:
             return 0

@@ -15,30 +15,37 @@ from tests.support.held_clock import HeldClock
 
 SECONDS = 5.0
 FENCE = SECONDS * (1 - MARGIN)
+ALL = 1_000_000
 
 
 class Link(Cell):
-    """The way to a cell: whole, cut before the question or after it (the answer is lost)."""
+    """The way to a cell: whole, or cut before the question (`asks`), or after `answers` more answers."""
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
-        self.asks, self.answers = True, True
+        self.asks = True
+        self.answers = ALL
 
     async def read(self, *, timeout_seconds: float) -> Kept | None:
-        self._pass(self.asks)
+        self._ask()
         found = await self._cell.read(timeout_seconds=timeout_seconds)
-        self._pass(self.answers)
+        self._answer()
         return found
 
     async def replace(self, body: bytes, *, revision: int, timeout_seconds: float) -> int | None:
-        self._pass(self.asks)
+        self._ask()
         written = await self._cell.replace(body, revision=revision, timeout_seconds=timeout_seconds)
-        self._pass(self.answers)
+        self._answer()
         return written
 
-    def _pass(self, passes: bool) -> None:  # noqa: FBT001 - what it is called with says it
-        if not passes:
+    def _ask(self) -> None:
+        if not self.asks:
             raise UnavailableError("NATS is away")
+
+    def _answer(self) -> None:
+        if not self.answers:
+            raise UnavailableError("NATS is away")
+        self.answers -= 1
 
 
 class Party:
@@ -147,21 +154,21 @@ async def test_a_released_lease_is_taken_at_once(parties: tuple[Party, Party]) -
     assert (a.acts(), b.acts()) == (False, True)
 
 
-async def test_a_release_gives_back_what_an_answer_that_got_lost_had_taken_or_renewed(
-    parties: tuple[Party, Party],
+@pytest.mark.parametrize("answers", [0, 1], ids=["none of its answers", "the look's answer alone"])
+@pytest.mark.parametrize("had", [False, True])
+async def test_a_release_gives_back_what_a_lost_answer_took_or_renewed(
+    parties: tuple[Party, Party], answers: int, *, had: bool
 ) -> None:
-    """A stop comes at any moment: also between a write and its answer."""
+    """A stop comes at any moment, also between a write and its answer."""
     a, b = parties
-    for turns in (0, 1):
-        for _ in range(turns):
-            await a.lease.turn()
-        a.link.answers = False
+    if had:
         await a.lease.turn()
-        a.link.answers = True
-        await a.lease.release()
-        await b.lease.turn()
-        assert b.acts(), turns
-        await b.lease.release()
+    a.link.answers = answers
+    await a.lease.turn()
+    a.link.answers = ALL
+    await a.lease.release()
+    await b.lease.turn()
+    assert b.acts()
 
 
 async def test_a_renewal_whose_answer_got_lost_keeps_the_lease_and_prolongs_nothing(
@@ -170,9 +177,9 @@ async def test_a_renewal_whose_answer_got_lost_keeps_the_lease_and_prolongs_noth
     a, _ = parties
     await a.lease.turn()
     later(FENCE / 2, a)
-    a.link.answers = False
+    a.link.answers = 0
     await a.lease.turn()
-    a.link.answers = True
+    a.link.answers = ALL
     later(FENCE / 2 - 0.001, a)
     assert a.acts()
     later(0.001, a)
@@ -184,25 +191,13 @@ async def test_a_renewal_whose_answer_got_lost_keeps_the_lease_and_prolongs_noth
 
 async def test_a_claim_whose_answer_got_lost_is_no_lease_until_it_is_renewed(parties: tuple[Party, Party]) -> None:
     a, _ = parties
-    await a.lease.turn()
-    await a.lease.release()
-    a.link.answers = True
-    look = a.link.read
-
-    async def then_cut(*, timeout_seconds: float) -> Kept | None:
-        found = await look(timeout_seconds=timeout_seconds)
-        a.link.answers = False
-        return found
-
-    a.link.read = then_cut  # type: ignore[method-assign]
-    await a.lease.turn()
-    a.link.read = look  # type: ignore[method-assign]
-    a.link.answers = True
-    assert not a.acts()
-    await a.lease.turn()
-    assert not a.acts()
-    await a.lease.turn()
-    assert a.acts()
+    a.link.answers = 1
+    acts = []
+    for _ in range(3):
+        await a.lease.turn()
+        acts.append(a.acts())
+        a.link.answers = ALL
+    assert acts == [False, False, True], "claimed unheard, then seen to be its own, then renewed"
 
 
 async def test_the_time_of_a_lease_is_its_holders_to_say(cell: MemoryCell) -> None:
@@ -272,9 +267,9 @@ async def test_whatever_gets_lost_no_two_act_at_once(story: list[Step]) -> None:
             case "cut":
                 party.link.asks = False
             case "deaf":
-                party.link.answers = False
+                party.link.answers = 0
             case "mend":
-                party.link.asks = party.link.answers = True
+                party.link.asks, party.link.answers = True, ALL
             case "release":
                 await party.lease.release()
             case _:
@@ -282,7 +277,7 @@ async def test_whatever_gets_lost_no_two_act_at_once(story: list[Step]) -> None:
         assert sum(each.acts() for each in parties) <= 1
     party = parties[0]
     for each in parties:
-        each.link.asks = each.link.answers = True
+        each.link.asks, each.link.answers = True, ALL
     later(2 * SECONDS, *parties)
     for _ in range(3):
         await party.lease.turn()

@@ -8,8 +8,8 @@ from modelyard_events.spec import Autoscale, Schedule
 from modelyard_services.effects.bus import MemoryBus
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.effects.runtime import in_memory
-from modelyard_services.reconciler.loop import Reconciler
 from tests.support.given import a_model, an_approved_node
+from tests.support.reconciling import reconciling
 
 
 def counted(kind: str) -> float:
@@ -25,7 +25,7 @@ async def test_each_pass_that_is_refused_counts_though_the_log_hears_of_it_once(
         runtime.on_batch(lambda events, _touched: told.extend(recorded.event for recorded in events))
         happened = [*an_approved_node(), NodeCordoned(node="n1"), *a_model(), wanted]
         await runtime.journal.commit(runtime.envelope(), lambda _fleet: happened)
-        before, reconciler = counted("unsatisfiable"), Reconciler(runtime)
+        before, reconciler = counted("unsatisfiable"), await reconciling(runtime)
         for _ in range(4):
             await reconciler.step()
         assert counted("unsatisfiable") == before + 4

@@ -13,11 +13,9 @@ from modelyard_services.effects.bus import MemoryBus
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.effects.runtime import Runtime, in_memory
 from modelyard_services.reconciler import loop
-from modelyard_services.reconciler.loop import Reconciler
-from modelyard_services.reconciler.main import lease_of
-from modelyard_services.settings import LEASE_SECONDS
 from tests.support.collector import recorded, trace_of
 from tests.support.given import a_model, an_approved_node
+from tests.support.reconciling import reconciling
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 GIVEN = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -28,13 +26,6 @@ async def runtime() -> AsyncIterator[Runtime]:
     async with in_memory("reconciler", MemoryLog(), MemoryBus()) as runtime:
         await runtime.wait_ready(timeout_seconds=1)
         yield runtime
-
-
-async def reconciling(runtime: Runtime) -> Reconciler:
-    """The one that has the lease."""
-    lease = lease_of(runtime, LEASE_SECONDS)
-    await lease.turn()
-    return Reconciler(runtime, lease)
 
 
 async def acted(runtime: Runtime) -> str:
