@@ -1,7 +1,8 @@
 """Who may ask, and which workers may register: tokens by digest (rule N4).
 
 Invariant: no token is ever in an event, only its SHA-256; a token is compared with every known one in constant
-time, so an answer's time tells nothing.
+time, so an answer's time tells nothing. While there are tokens, one of them is an admin's: without one nobody could
+make or revoke another, and the installation would be shut to its own people.
 """
 
 import hashlib
@@ -62,12 +63,19 @@ def create_token(fleet: Fleet, *, name: str, role: Role, digest: str) -> list[An
     """A client may ask in `role`.
 
     Raises:
-        ConflictError: the name is taken by another token.
+        ConflictError: the name is taken by another token, or nobody could make a token after this one.
     """
     known = fleet.tokens.get(name)
     if known is not None and (known.role, known.digest) == (role, digest):
         return []
     _check_new(name, digest, fleet.tokens)
+    if role != "admin" and not _admins(fleet):
+        raise ConflictError(
+            f"{role} would be the role of the only token, and from then on nobody could make another: create one with "
+            "the role admin first",
+            field="role",
+            value=role,
+        )
     return [FleetTokenCreated(name=name, role=role, digest=digest)]
 
 
@@ -90,8 +98,16 @@ def revoke_token(fleet: Fleet, *, name: str) -> list[AnyEvent]:
 
     Raises:
         NotFoundError: there is no such token (X28).
+        ConflictError: it is the last admin's, and others remain.
     """
     _check_known(name, fleet.tokens, "token")
+    if _admins(fleet) == [name] and len(fleet.tokens) > 1:
+        raise ConflictError(
+            f"{name!r} is the last token of an admin, and the others could neither be revoked nor joined by another: "
+            "create another admin's first, or revoke the others",
+            field="name",
+            value=name,
+        )
     return [FleetTokenRevoked(name=name)]
 
 
@@ -132,6 +148,10 @@ def revoke_registration_token(fleet: Fleet, *, name: str) -> list[AnyEvent]:
     """
     _check_known(name, fleet.registration_tokens, "registration token")
     return [FleetRegistrationTokenRevoked(name=name)]
+
+
+def _admins(fleet: Fleet) -> list[str]:
+    return [name for name, token in fleet.tokens.items() if token.role == "admin"]
 
 
 def _matching(secret: str, known: Iterable[DigestedT]) -> DigestedT | None:

@@ -10,6 +10,7 @@ from modelyard_events.fleet import (
     FleetRegistrationTokenRevoked,
     FleetTokenCreated,
     FleetTokenRevoked,
+    Role,
 )
 from modelyard_projections.fleet import evolve_fleet
 from modelyard_services.errors import ConflictError, NotFoundError, OverloadedError
@@ -19,6 +20,7 @@ from tests.support.given import Decide, given
 
 FIRST, SECOND = digest_of("first secret"), digest_of("second secret")
 CREATED = FleetTokenCreated(name="ci", role="operator", digest=FIRST)
+ROOT = FleetTokenCreated(name="root", role="admin", digest=digest_of("root secret"))
 JOIN = FleetRegistrationTokenCreated(name="rack-1", digest=FIRST)
 
 
@@ -27,7 +29,7 @@ def creating(name: str = "ci", digest: str = FIRST) -> Decide:
 
 
 def test_a_token_is_created_once_by_its_digest() -> None:
-    history = given()
+    history = given(ROOT)
     history.when(creating()).then(CREATED)
     history.when(creating()).then_nothing()
 
@@ -70,8 +72,28 @@ def test_revoking_an_unknown_token_says_so() -> None:
     )
 
 
+@pytest.mark.parametrize("role", ["viewer", "operator"])
+def test_the_first_token_is_an_admin_s_for_nobody_could_make_another(role: Role) -> None:
+    """N4: `modelyard token create bob` on an open installation shut it to everybody."""
+    given().when(lambda fleet: tokens.create_token(fleet, name="bob", role=role, digest=FIRST)).then_raises(
+        ConflictError, "role admin first"
+    )
+    given(ROOT).when(lambda fleet: tokens.create_token(fleet, name="bob", role=role, digest=FIRST)).then(
+        FleetTokenCreated(name="bob", role=role, digest=FIRST)
+    )
+
+
+def test_the_last_admin_s_token_goes_last() -> None:
+    """N4."""
+    revoke: Decide = lambda fleet: tokens.revoke_token(fleet, name="root")  # noqa: E731 - used thrice
+    given(ROOT, CREATED).when(revoke).then_raises(ConflictError, "last token of an admin")
+    given(ROOT).when(revoke).then(FleetTokenRevoked(name="root"))
+    other = FleetTokenCreated(name="other", role="admin", digest=digest_of("other"))
+    given(ROOT, CREATED, other).when(revoke).then(FleetTokenRevoked(name="root"))
+
+
 def test_a_secret_is_never_taken_for_a_digest() -> None:
-    given().when(creating(digest="first secret")).then_raises(InvalidValueError, "SHA-256")
+    given(ROOT).when(creating(digest="first secret")).then_raises(InvalidValueError, "SHA-256")
 
 
 def test_another_secret_finds_no_token() -> None:
