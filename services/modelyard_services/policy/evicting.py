@@ -14,6 +14,7 @@ from modelyard_projections.fleet import Fleet
 from modelyard_services.policy.account import POLICY, bounded
 from modelyard_services.policy.ending import begin_drain
 from modelyard_services.policy.eviction import Blocked, Plan, Victim
+from modelyard_services.policy.filters import Wish, lacking
 from modelyard_services.policy.victims import OBSTACLES, Obstacle, Resident
 
 VICTIMS_TOLD_MAX: Final = 16
@@ -50,11 +51,11 @@ def in_the_way(blocked: Blocked) -> str:
     return f"on {blocked.node.name}, {', '.join(reasons)}{f' and {more} more' if more > 0 else ''}"
 
 
-def unlock(blocked: Blocked) -> str | None:
+def unlock(blocked: Blocked, wish: Wish) -> str | None:
     """The smallest change that would let it in: memory, or one replica that goes."""
     ways = []
     if blocked.short is not None:
-        ways.append(f"free {format_size(blocked.short)} of VRAM on {blocked.node.name}")
+        ways.append(f"free {format_size(blocked.short)} of VRAM on {lacking(wish, blocked.node)}")
     if blocked.keys:
         key = min(blocked.keys, key=lambda each: (_EASE.index(_obstacle(each)), each.used_ns))
         ways.append(_way_out(key))

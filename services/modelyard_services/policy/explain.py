@@ -13,7 +13,7 @@ from modelyard_events.ids import NodeName
 from modelyard_events.selectors import format_selector
 from modelyard_events.sizes import format_size
 from modelyard_projections.fleet import Cordoned, Fleet, NodeState
-from modelyard_services.policy.filters import Rejection, Scene, Wish, rejection
+from modelyard_services.policy.filters import Rejection, Scene, Wish, free_by_gpu, lacking, rejection
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.scores import candidate
 from modelyard_services.policy.survey import Survey, considered
@@ -43,6 +43,13 @@ def message(found: Survey) -> str:
     return head + (": " + ", ".join(_part(count) for count in parts) if parts else "")
 
 
+def by_gpu(scene: Scene, found: Survey, node: NodeState | None) -> str:
+    """What each GPU has free of `node`, or without one of the node that lacks the least memory; it may be nothing."""
+    if node is None and found.nearest is not None:
+        node = scene.fleet.nodes[found.nearest[0]]
+    return "" if node is None else free_by_gpu(node, scene.room(node))
+
+
 def unblock(fleet: Fleet, readings: Readings, wish: Wish, found: Survey) -> str | None:
     """The smallest change known to let the wish pass, looked for on the nodes that the survey names."""
     scene = Scene(fleet, readings, wish)
@@ -54,7 +61,7 @@ def unblock(fleet: Fleet, readings: Readings, wish: Wish, found: Survey) -> str 
             if rejection(scene, node, ignoring=name) is None:
                 return _command(scene, node, name)
     if found.nearest is not None:
-        return f"free {format_size(found.nearest[1])} of VRAM on {found.nearest[0]}"
+        return f"free {format_size(found.nearest[1])} of VRAM on {lacking(wish, fleet.nodes[found.nearest[0]])}"
     return _change_of_load(scene, examples)
 
 

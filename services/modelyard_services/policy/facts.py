@@ -263,12 +263,13 @@ def _measured(fleet: Fleet, state: ReplicaState, fact: Measured) -> list[AnyEven
         return []
     footprint = _footprint(fleet, state, fact.memory)
     reserved = fleet.reservations[state.reservation].vram
-    if footprint is None or not _is_material(reserved, footprint):
+    if footprint is None or not is_material(reserved, footprint):
         return []
     return [ReservationResized(node=state.node, reservation=state.reservation, vram=footprint)]
 
 
-def _is_material(reserved: Mapping[int, int], footprint: Mapping[int, int]) -> bool:
+def is_material(reserved: Mapping[int, int], footprint: Mapping[int, int]) -> bool:
+    """Whether a footprint measured anew differs from what is reserved by enough to be told."""
     return any(
         abs(size - reserved.get(device, 0))
         >= max(MEASURED_SLACK_BYTES, round(reserved.get(device, 0) * MEASURED_SLACK_SHARE))

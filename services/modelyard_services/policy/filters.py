@@ -29,6 +29,9 @@ DISK_HEADROOM_SHARE: Final = 0.05
 DISK_HEADROOM_MIN: Final = 2**30
 """What must stay free beside a payload: a full disk takes the whole node with it (P1)."""
 
+GPUS_TOLD_MAX: Final = 8
+"""Of one node in one sentence: as many as most machines have."""
+
 BACKOFF_BASE_NS: Final = 10_000_000_000
 BACKOFF_CAP_NS: Final = 300_000_000_000
 _BACKOFF_DOUBLINGS_MAX: Final = 5
@@ -161,7 +164,9 @@ def not_exclusive(scene: Scene, node: NodeState) -> Rejection | None:
 
 
 def vram_short(scene: Scene, node: NodeState) -> Rejection | None:
-    return vram_rejection(scene.wish, node, scene.room(node).fit(scene.wish.gpus))
+    free = scene.room(node)
+    rejected = vram_rejection(scene.wish, node, free.fit(scene.wish.gpus))
+    return None if rejected is None else msgspec.structs.replace(rejected, detail=free_by_gpu(node, free))
 
 
 def backing_off(scene: Scene, node: NodeState) -> Rejection | None:
@@ -209,6 +214,22 @@ def vram_rejection(wish: Wish, node: NodeState, fit: int) -> Rejection | None:
         return None
     # The gap is to what the devices have; where there are too few of them, all of it is missing.
     return Rejection("vram", needed - max(fit, 0), "bytes")
+
+
+def free_by_gpu(node: NodeState, free: Room) -> str:
+    """`GPUs of n1 have 8.0, 6.0 GiB free`, since their sum says little; nothing of a node with one device."""
+    if len(free.devices) <= 1:
+        return ""
+    sizes = [f"{size / 2**30:.1f}" for _, size in sorted(free.devices.items())]
+    more = ", …" if len(sizes) > GPUS_TOLD_MAX else ""
+    return f"GPUs of {node.name} have {', '.join(sizes[:GPUS_TOLD_MAX])}{more} GiB free"
+
+
+def lacking(wish: Wish, node: NodeState) -> str:
+    """Where memory is to be freed: `n1`, `one GPU of n1`, `each of 2 GPUs of n1`."""
+    if wish.gpus > 1:
+        return f"each of {wish.gpus} GPUs of {node.name}"
+    return f"one GPU of {node.name}" if len(node.devices) > 1 else node.name
 
 
 def fits_when_empty(wish: Wish, node: NodeState) -> bool:

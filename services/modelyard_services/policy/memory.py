@@ -1,7 +1,7 @@
 """Free memory of a node as placement counts it, and which of its devices a replica gets (rule R3).
 
 Invariant: free is what the budget leaves over all live reservations, and never more than was measured free minus
-what is reserved but not in that measurement yet.
+what is reserved but not in that measurement yet; what has ended since it was taken is no part of it.
 """
 
 from collections.abc import Mapping
@@ -44,8 +44,9 @@ class Space:
         self._whole = node.vram_free
         self._within_budget = {device: node.free_on(device) for device in node.devices}
         hidden = _hidden(fleet, node, reading) if reading.vram_free else {}
+        left = _left(fleet, node, reading) if reading.vram_free else {}
         self._measured = {
-            device: free - hidden.get(device, 0)
+            device: free - hidden.get(device, 0) + left.get(device, 0)
             for device, free in reading.vram_free.items()
             if device in self._within_budget
         }
@@ -105,13 +106,10 @@ def choose_devices(free: Room, *, gpus: int, per_gpu: int | None, binpack: bool)
 
 
 def _bounded(wanted: Mapping[int, int], *, total: int) -> dict[int, int]:
-    """`wanted`, cut so that its sum stays within the node's own budget."""
-    held: dict[int, int] = {}
-    for device, size in wanted.items():
-        taken = min(size, total - sum(held.values()))
-        if taken > 0:
-            held[device] = taken
-    return held
+    """`wanted`, cut so that its sum stays within the node's own budget; no device goes without (rule P6)."""
+    if sum(wanted.values()) <= total:
+        return dict(wanted)
+    return {device: min(size, total // len(wanted)) for device, size in wanted.items()}
 
 
 def _hidden(fleet: Fleet, node: NodeState, reading: NodeReading) -> dict[int, int]:
@@ -130,6 +128,20 @@ def _hidden(fleet: Fleet, node: NodeState, reading: NodeReading) -> dict[int, in
             for device, size in reservation.vram.items():
                 hidden[device] = hidden.get(device, 0) + max(0, size - shown.get(device, 0))
     return hidden
+
+
+def _left(fleet: Fleet, node: NodeState, reading: NodeReading) -> dict[int, int]:
+    """Bytes per device that the measurement shows of replicas which have ended since.
+
+    One that its worker lists although it knows of the end is a process that lives on: what it has is not free.
+    """
+    left: dict[int, int] = {}
+    if reading.folded < fleet.node_sequence(node.name):
+        for replica, shown in reading.visible.items():
+            if replica not in fleet.replicas:
+                for device, size in (shown or {}).items():
+                    left[device] = left.get(device, 0) + size
+    return left
 
 
 def _measurable(held: Mapping[int, int], reading: NodeReading, replica: ReplicaId) -> Mapping[int, int]:

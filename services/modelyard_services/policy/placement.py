@@ -22,7 +22,7 @@ from modelyard_services.errors import ModelUnknownError, NotFoundError, StaleRev
 from modelyard_services.policy.account import account, clipped
 from modelyard_services.policy.evicting import evict, in_place_of, in_the_way, unlock
 from modelyard_services.policy.eviction import Blocked, Plan, Search, make_room
-from modelyard_services.policy.explain import message, unblock
+from modelyard_services.policy.explain import by_gpu, message, unblock
 from modelyard_services.policy.filters import Scene, Wish
 from modelyard_services.policy.footprint import Footprint, footprint, load_seconds
 from modelyard_services.policy.identity import replica_id, reservation_id
@@ -234,8 +234,8 @@ def _refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey, b
     """A refusal, told to the log only where it differs from the model's last one (rule P5)."""
     model, spec = _defined(fleet, request)
     wish = wish_of(fleet, request)
-    advice = unblock(fleet, readings, wish, found) if blocked is None else unlock(blocked)
-    told = message(found) if blocked is None else f"{message(found)}; {in_the_way(blocked)}"
+    advice = unblock(fleet, readings, wish, found) if blocked is None else unlock(blocked, wish)
+    told = _told(Scene(fleet, readings, wish), found, blocked)
     passing = blocked is not None and any(holder.obstacle in PASSING for holder in blocked.holders)
     advised = None if advice is None else clipped(advice)
     refused = Refused(found.kind, clipped(told), advised, blocked is not None, passing)
@@ -252,6 +252,14 @@ def _refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey, b
         decision=msgspec.structs.replace(decision, figures=figures, unblock=refused.unblock),
     )
     return Outcome((event,), refused=refused)
+
+
+def _told(scene: Scene, found: Survey, blocked: Blocked | None) -> str:
+    """The account in one line: filters, what each GPU of the closest node has free, and who is in the way there."""
+    short = blocked is None or blocked.short is not None
+    gpus = by_gpu(scene, found, blocked.node if blocked else None) if short else ""
+    parts = (message(found), gpus, in_the_way(blocked) if blocked else "")
+    return "; ".join(part for part in parts if part)
 
 
 def _figures(size: Footprint, wish: Wish, held: dict[int, int]) -> dict[str, Figure]:

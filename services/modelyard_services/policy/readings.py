@@ -25,12 +25,14 @@ class NodeReading(msgspec.Struct, frozen=True):
     """One node's measurements.
 
     `visible` tells how much of each replica the measured free memory already shows: bytes per device, or None
-    for a replica that is up but whose share nobody can measure, which counts as shown wholly.
+    for a replica that is up but whose share nobody can measure, which counts as shown wholly. `folded` is the
+    sequence that the node's worker knew when it began to measure.
     """
 
     vram_free: dict[int, int] = {}
     visible: dict[ReplicaId, dict[int, int] | None] = {}
     disk_free: int | None = None
+    folded: int = 0
 
 
 UNKNOWN: Final = NodeReading()
@@ -84,7 +86,7 @@ def _reading(heartbeat: Heartbeat) -> NodeReading:
         if reading.memory is not None or reading.activity != "starting"
     }
     measured = {device: free for device, free in heartbeat.vram_free.items() if free is not None}
-    return NodeReading(measured, visible, heartbeat.disk_free)
+    return NodeReading(measured, visible, heartbeat.disk_free, heartbeat.folded_sequence)
 
 
 def _compress(readings: Readings) -> str:
