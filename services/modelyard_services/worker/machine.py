@@ -3,9 +3,9 @@
 Invariant: what several workers on one machine report adds up to the machine, never to more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import psutil
@@ -22,9 +22,14 @@ _log = structlog.get_logger(__name__)
 
 
 class MachineFacts(msgspec.Struct, frozen=True):
-    """What a worker may use, in bytes; None is unknown. `vram_total` is RAM set aside for models, without GPUs."""
+    """What a worker may use, in bytes; None is unknown. `vram_total` is RAM set aside for models, without GPUs.
+
+    `places` are the indexes of all GPUs, those that are lost too: several workers divide these, so that a lost GPU
+    costs the one that had it, and nobody's share moves.
+    """
 
     gpus: tuple[Gpu, ...] = ()
+    places: tuple[int, ...] = ()
     vram_total: int | None = None
     ram_total: int | None = None
     disk_total: int | None = None
@@ -39,28 +44,41 @@ class MachineReading(msgspec.Struct, frozen=True):
 
 
 class Machine:
-    """`disk` is any path on the disk that models are kept on. Blocking: call from a thread."""
+    """`disk` is any path on the disk that models are kept on. Blocking: call from a thread.
+
+    Facts and readings are of one look at the GPUs, the first of them at its making; the disk's size is of that first.
+    """
 
     def __init__(self, source: GpuSource, *, disk: Path) -> None:
         self._source = source
         self._disk = disk
+        self._disk_total = _disk(disk, "total")
+        self.look()
+
+    def look(self) -> None:
+        """See the GPUs as they are now."""
+        self._gpus = {reading.index: reading for reading in self._source.read()}
 
     def facts(self) -> MachineFacts:
         return MachineFacts(
-            gpus=facts(self._source.read()),
+            gpus=facts(self._gpus.values()),
+            places=tuple(self._gpus),
             ram_total=ram_total(),
-            disk_total=psutil.disk_usage(str(self._disk)).total,
+            disk_total=self._disk_total,
         )
 
     def read(self, share: MachineFacts) -> MachineReading:
         """What is free of `share`, the part of the machine that this worker has."""
-        readings = {reading.index: reading for reading in self._source.read()}
         ram_free = _at_most(ram_available(), share.ram_total)
-        vram_free = {gpu.index: _free_of(gpu, readings.get(gpu.index)) for gpu in share.gpus}
+        vram_free = {gpu.index: _free_of(gpu, self._gpus.get(gpu.index)) for gpu in share.gpus}
         if not share.gpus and share.vram_total is not None:
             vram_free[HOST_MEMORY] = _at_most(ram_free, share.vram_total)
-        disk_free = _at_most(_disk_free(self._disk), share.disk_total)
+        disk_free = _at_most(_disk(self._disk, "free"), share.disk_total)
         return MachineReading(vram_free=vram_free, ram_free=ram_free, disk_free=disk_free)
+
+    def devices(self, gpus: Iterable[int]) -> tuple[str, ...]:
+        """What processes are told to use those GPUs by."""
+        return tuple(self._gpus[index].device if index in self._gpus else str(index) for index in gpus)
 
     def process_memory(self, pids: frozenset[int]) -> dict[int, int] | None:
         """VRAM in bytes by GPU that these processes use; None is unknown."""
@@ -76,15 +94,28 @@ def select(machine: MachineFacts, text: str | None, *, field: str = "gpus") -> M
     if text is None or text.strip() == "all":
         return machine
     if text.strip() == "none":
-        return msgspec.structs.replace(machine, gpus=())
+        return only(machine, ())
     words = [word.strip() for word in text.split(",")]
-    there = {str(gpu.index): gpu for gpu in machine.gpus}
+    there = {str(index): index for index in places_of(machine)}
     for word in words:
         if word not in there:
             has = ", ".join(there) or "none"
             raise InvalidValueError(field, text, f"names GPU {word!r}; this machine has {has} (write 0,2, all or none)")
-    chosen = set(words)
-    return msgspec.structs.replace(machine, gpus=tuple(gpu for word, gpu in there.items() if word in chosen))
+    return only(machine, {there[word] for word in words})
+
+
+def only(machine: MachineFacts, indexes: Collection[int]) -> MachineFacts:
+    """The machine with those GPUs alone."""
+    return msgspec.structs.replace(
+        machine,
+        gpus=tuple(gpu for gpu in machine.gpus if gpu.index in indexes),
+        places=tuple(index for index in places_of(machine) if index in indexes),
+    )
+
+
+def places_of(machine: MachineFacts) -> tuple[int, ...]:
+    """The indexes of all its GPUs."""
+    return machine.places or tuple(gpu.index for gpu in machine.gpus)
 
 
 def share(machine: MachineFacts, workers: int) -> tuple[MachineFacts, ...]:
@@ -92,15 +123,7 @@ def share(machine: MachineFacts, workers: int) -> tuple[MachineFacts, ...]:
 
     With a GPU for each, every GPU goes whole to one worker; else those that share one divide its memory.
     """
-    return tuple(
-        MachineFacts(
-            gpus=_gpus_of(machine.gpus, worker, workers),
-            vram_total=_part(machine.vram_total, workers),
-            ram_total=_part(machine.ram_total, workers),
-            disk_total=_part(machine.disk_total, workers),
-        )
-        for worker in range(workers)
-    )
+    return tuple(_part_of(machine, worker, workers) for worker in range(workers))
 
 
 def ram_total(cgroup: Path = CGROUP) -> int:
@@ -117,22 +140,32 @@ def ram_available(cgroup: Path = CGROUP) -> int:
     return available if limit is None or used is None else min(available, max(0, limit - used))
 
 
-def _disk_free(disk: Path) -> int | None:
+def _disk(disk: Path, figure: Literal["total", "free"]) -> int | None:
     try:
-        return int(psutil.disk_usage(str(disk)).free)
+        return int(getattr(psutil.disk_usage(str(disk)), figure))
     except OSError as error:  # a network disk that is away says nothing, and takes no heartbeat with it
-        _log.warning("free disk space can't be read", disk=str(disk), error=str(error))
+        _log.warning("a disk can't be read", disk=str(disk), error=str(error))
         return None
 
 
-def _gpus_of(gpus: Sequence[Gpu], worker: int, workers: int) -> tuple[Gpu, ...]:
-    if not gpus:
-        return ()
-    if workers <= len(gpus):
-        return tuple(gpus[worker::workers])
-    gpu = gpus[worker % len(gpus)]
-    sharers = len(range(worker % len(gpus), workers, len(gpus)))
-    return (msgspec.structs.replace(gpu, vram_total=gpu.vram_total // sharers),)
+def _part_of(machine: MachineFacts, worker: int, workers: int) -> MachineFacts:
+    mine, sharers = _seats(places_of(machine), worker, workers)
+    gpus = (gpu for gpu in machine.gpus if gpu.index in mine)
+    return MachineFacts(
+        gpus=tuple(msgspec.structs.replace(gpu, vram_total=gpu.vram_total // sharers) for gpu in gpus),
+        places=mine,
+        vram_total=_part(machine.vram_total, workers),
+        ram_total=_part(machine.ram_total, workers),
+        disk_total=_part(machine.disk_total, workers),
+    )
+
+
+def _seats(places: tuple[int, ...], worker: int, workers: int) -> tuple[tuple[int, ...], int]:
+    """The places of one worker, and how many workers have the same."""
+    if workers <= len(places) or not places:
+        return places[worker::workers], 1
+    seat = worker % len(places)
+    return (places[seat],), len(range(seat, workers, len(places)))
 
 
 def _free_of(gpu: Gpu, reading: GpuReading | None) -> int | None:

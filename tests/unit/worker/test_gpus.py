@@ -13,6 +13,7 @@ import psutil
 import pynvml  # type: ignore[import-untyped]
 import pytest
 
+from modelyard_events.errors import InvalidValueError
 from modelyard_events.node import Gpu
 from modelyard_services.worker.gpus import (
     AmdGpus,
@@ -25,6 +26,9 @@ from modelyard_services.worker.gpus import (
     facts,
     rocm_smi_readings,
 )
+from modelyard_services.worker.visible import visible
+from tests.support.driver import pynvml as driver
+from tests.support.driver.cards import Cards, card
 
 GIB = 2**30
 
@@ -35,6 +39,7 @@ class RecordedNvml:
     NVMLError = pynvml.NVMLError
     NVMLError_NotSupported = pynvml.NVMLError_NotSupported
     NVMLError_GpuIsLost = pynvml.NVMLError_GpuIsLost
+    NVMLError_LibraryNotFound = pynvml.NVMLError_LibraryNotFound
 
     def __init__(self, *, unified: bool = False, hidden: bool = False) -> None:
         self.error_of_first: int | None = None
@@ -54,6 +59,12 @@ class RecordedNvml:
 
     def nvmlDeviceGetName(self, device: int) -> str:  # noqa: N802
         return f"NVIDIA H200 {device}"
+
+    def nvmlDeviceGetUUID(self, device: int) -> str:  # noqa: N802
+        return f"GPU-{device}a2b"
+
+    def nvmlDeviceGetMigMode(self, _: int) -> list[int]:  # noqa: N802
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
     def nvmlDeviceGetMemoryInfo(self, _: int) -> SimpleNamespace:  # noqa: N802
         if self._unified:
@@ -77,26 +88,156 @@ def sources() -> list[GpuSource]:
     return [NoGpus(), NvidiaGpus(RecordedNvml()), NvidiaGpus(RecordedNvml(unified=True)), discover()]
 
 
-@pytest.mark.parametrize("source", sources(), ids=lambda source: type(source).__name__)
-def test_every_source_keeps_the_contract(source: GpuSource) -> None:
+def keeps_the_contract(source: GpuSource) -> None:
     """Indexes are distinct, free is within total, nothing unknown is zero, strangers use nothing we know of."""
     readings = source.read()
     assert len({reading.index for reading in readings}) == len(readings)
     for reading in readings:
         assert reading.name
+        assert reading.device
         assert reading.vram_total is None or reading.vram_total > 0
         assert reading.vram_free is None or 0 <= reading.vram_free <= (reading.vram_total or 0)
     assert source.process_memory(frozenset({2**22 + 1})) is None
 
 
+@pytest.mark.parametrize("source", sources(), ids=lambda source: type(source).__name__)
+def test_every_source_keeps_the_contract(source: GpuSource) -> None:
+    keeps_the_contract(source)
+
+
+@pytest.fixture
+def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cards:
+    """The stand-in driver that acceptance tests use: a card of one piece, and one in two parts."""
+    parts = [{"name": "H100 MIG 3g.40gb", "uuid": f"MIG-{part}", "total": 40 * GIB} for part in "ab"]
+    cards = Cards(tmp_path / "cards.json", card(0), card(1, name="H100", gib=80, mig=parts))
+    monkeypatch.setenv(driver.VARIABLE, cards.variables()[driver.VARIABLE])
+    monkeypatch.setattr(driver, "_begun", [])
+    return cards
+
+
+def test_the_stand_in_driver_keeps_the_contract_in_whatever_state(cards: Cards) -> None:
+    source = discover(driver)
+    assert isinstance(source, NvidiaGpus)
+    keeps_the_contract(source)
+    for error in (pynvml.NVML_ERROR_TIMEOUT, pynvml.NVML_ERROR_GPU_IS_LOST):
+        cards.fail(error, number=0)
+        keeps_the_contract(source)
+    cards.fail(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+    keeps_the_contract(source)
+
+
+def test_a_card_in_mig_mode_is_as_many_gpus_as_it_has_parts(cards: Cards) -> None:
+    """W6: each with its own memory, and told to processes by its UUID, as CUDA wants it."""
+    del cards
+    readings = discover(driver).read()
+    assert [(reading.index, reading.device, reading.vram_total) for reading in readings] == [
+        (0, "0", 24 * GIB),
+        (200, "MIG-a", 40 * GIB),
+        (201, "MIG-b", 40 * GIB),
+    ]
+
+
+def test_a_lost_card_takes_its_parts_with_it(cards: Cards) -> None:
+    source = discover(driver)
+    cards.fail(pynvml.NVML_ERROR_GPU_IS_LOST, number=1)
+    assert [(reading.index, reading.vram_total) for reading in source.read()] == [
+        (0, 24 * GIB),
+        (200, None),
+        (201, None),
+    ]
+
+
+def test_a_driver_that_goes_away_leaves_sizes_known_and_what_is_free_unknown(cards: Cards) -> None:
+    """N9: nothing is lost by it, and once it is loaded anew it is asked anew."""
+    source = discover(driver)
+    before = facts(source.read())
+    cards.fail(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+    readings = source.read()
+    assert facts(readings) == before
+    assert {reading.vram_free for reading in readings} == {None}
+    assert source.process_memory(frozenset({1})) is None
+    cards.reload()
+    source.read()
+    assert [reading.vram_free for reading in source.read()] == [24 * GIB, 40 * GIB, 40 * GIB]
+
+
+def visible_indexes(variables: dict[str, str], source: GpuSource) -> list[int]:
+    return [reading.index for reading in visible(source, variables).read()]
+
+
+@pytest.mark.parametrize(
+    ("text", "indexes"),
+    [
+        (None, [0, 200, 201]),
+        ("0", [0]),
+        (" 0 ", [0]),
+        ("GPU-0000", [0]),
+        ("MIG-b", [201]),
+        ("MIG-b,0", [0, 201]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+    ],
+)
+def test_a_worker_offers_no_gpu_that_cuda_hides_from_it(cards: Cards, text: str | None, indexes: list[int]) -> None:
+    """W6: NVML tells of every card, whatever CUDA_VISIBLE_DEVICES says."""
+    del cards
+    variables = {} if text is None else {"CUDA_VISIBLE_DEVICES": text}
+    assert visible_indexes(variables, discover(driver)) == indexes
+
+
+@pytest.mark.parametrize("text", ["7", "GPU-dead", "0,x", "0,", "MIG-"])
+def test_a_variable_that_names_what_isnt_there_stops_the_start(cards: Cards, text: str) -> None:
+    """`MIG-` names two."""
+    del cards
+    with pytest.raises(
+        InvalidValueError, match=r"CUDA_VISIBLE_DEVICES.*this machine has 0 GPU-00000000-0000, 200 MIG-a"
+    ):
+        visible(discover(driver), {"CUDA_VISIBLE_DEVICES": text})
+
+
+class Amd:
+    """Four cards."""
+
+    def read(self) -> tuple[GpuReading, ...]:
+        return tuple(GpuReading(index, "amd", "MI300X", vram_total=GIB, vram_free=GIB) for index in range(4))
+
+    def process_memory(self, pids: frozenset[int]) -> dict[int, int] | None:
+        del pids
+        return None
+
+
+@pytest.mark.parametrize(
+    ("variables", "indexes"),
+    [
+        ({"ROCR_VISIBLE_DEVICES": "2,3"}, [2, 3]),
+        ({"HIP_VISIBLE_DEVICES": "1"}, [1]),
+        ({"CUDA_VISIBLE_DEVICES": "1,3"}, [1, 3]),
+        ({"HIP_VISIBLE_DEVICES": "0", "CUDA_VISIBLE_DEVICES": "1"}, [0]),
+        ({"ROCR_VISIBLE_DEVICES": "2,3", "HIP_VISIBLE_DEVICES": "1"}, [3]),
+    ],
+)
+def test_a_worker_offers_no_gpu_that_rocm_hides_from_it(variables: dict[str, str], indexes: list[int]) -> None:
+    """W6: HIP counts within what ROCr leaves it."""
+    assert visible_indexes(variables, Amd()) == indexes
+
+
+def test_what_is_hidden_stays_hidden_when_cards_fail(cards: Cards) -> None:
+    source = visible(discover(driver), {"CUDA_VISIBLE_DEVICES": "0"})
+    cards.fail(pynvml.NVML_ERROR_GPU_IS_LOST, number=0)
+    assert [(reading.index, reading.vram_total) for reading in source.read()] == [(0, None)]
+
+
 def test_cards_are_told_with_size_and_what_is_free() -> None:
     readings = NvidiaGpus(RecordedNvml()).read()
-    assert readings[1] == GpuReading(1, "nvidia", "NVIDIA H200 1", vram_total=141 * GIB, vram_free=100 * GIB)
+    assert readings[1] == GpuReading(
+        1, "nvidia", "NVIDIA H200 1", vram_total=141 * GIB, vram_free=100 * GIB, uuid="GPU-1a2b"
+    )
     assert facts(readings)[0] == Gpu(index=0, vendor="nvidia", name="NVIDIA H200 0", vram_total=141 * GIB)
 
 
-def test_a_lost_card_is_gone_and_one_that_is_only_silent_is_unknown() -> None:
-    """N9: and neither costs another card's reading."""
+def test_a_lost_card_is_no_capacity_any_more_and_one_that_is_only_silent_is_unknown() -> None:
+    """N9: and neither costs another card's reading, or its place."""
     nvml = RecordedNvml()
     source = NvidiaGpus(nvml)
     source.read()
@@ -106,7 +247,19 @@ def test_a_lost_card_is_gone_and_one_that_is_only_silent_is_unknown() -> None:
         (141 * GIB, 100 * GIB),
     ]
     nvml.error_of_first = pynvml.NVML_ERROR_GPU_IS_LOST
-    assert [reading.index for reading in source.read()] == [1]
+    readings = source.read()
+    assert [(reading.index, reading.vram_total) for reading in readings] == [(0, None), (1, 141 * GIB)]
+    assert [gpu.index for gpu in facts(readings)] == [1]
+
+
+def test_a_card_that_fails_from_the_start_keeps_its_place_and_is_taken_once_it_answers() -> None:
+    """N9, W6."""
+    nvml = RecordedNvml()
+    nvml.error_of_first = pynvml.NVML_ERROR_TIMEOUT
+    source = NvidiaGpus(nvml)
+    assert [(reading.index, reading.vram_total) for reading in source.read()] == [(0, None), (1, 141 * GIB)]
+    nvml.error_of_first = None
+    assert [gpu.index for gpu in facts(source.read())] == [0, 1]
 
 
 def test_a_card_without_memory_of_its_own_counts_ram() -> None:

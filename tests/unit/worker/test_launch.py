@@ -16,7 +16,7 @@ from modelyard_services.worker.processes.launch import (
     order_of,
 )
 
-FILLED = Placeholders(port=20001, host="127.0.0.1", model="org/llama", replica="r1", gpus=(1, 3))
+FILLED = Placeholders(port=20001, host="127.0.0.1", model="org/llama", replica="r1", devices=("1", "3"))
 PATH = {"PATH": "/usr/bin:/bin"}
 
 
@@ -35,7 +35,7 @@ def test_placeholders_are_filled_in_command_and_environment_and_other_braces_sta
 
 @given(model=st.text())
 def test_a_name_that_looks_like_a_placeholder_is_not_filled_again(model: str) -> None:
-    filled = Placeholders(port=1, host="{port}", model=model, replica="{gpu}", gpus=())
+    filled = Placeholders(port=1, host="{port}", model=model, replica="{gpu}", devices=())
     assert filled.fill("{model}|{host}|{replica}") == f"{model}|{{port}}|{{gpu}}"
 
 
@@ -44,6 +44,14 @@ def test_a_process_sees_the_gpus_it_was_placed_on_and_no_other() -> None:
     environment = order(LaunchSpec(command=("true",))).environment
     assert environment["CUDA_VISIBLE_DEVICES"] == environment["HIP_VISIBLE_DEVICES"] == "1,3"
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_what_hides_gpus_from_the_worker_renumbers_none_for_a_process() -> None:
+    """W3, W6: HIP counts within what ROCr leaves it, and our own figures are the machine's."""
+    hidden = {"CUDA_VISIBLE_DEVICES": "2,3", "ROCR_VISIBLE_DEVICES": "2,3", "GPU_DEVICE_ORDINAL": "0"}
+    environment = order(LaunchSpec(command=("true",)), inherited=hidden).environment
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["HIP_VISIBLE_DEVICES"]) == ("1,3", "1,3")
+    assert not environment.keys() & {"ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"}
 
 
 def test_a_spec_may_choose_its_devices_itself() -> None:

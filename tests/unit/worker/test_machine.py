@@ -62,6 +62,16 @@ def test_with_a_gpu_for_each_no_gpu_is_divided() -> None:
     assert (first.gpus, second.gpus) == ((gpu(0), gpu(2)), (gpu(1),))
 
 
+@given(lost=st.sets(st.integers(0, 5)), workers=st.integers(1, 8))
+def test_a_lost_gpu_costs_the_worker_that_had_it_and_moves_nobodys_share(lost: set[int], workers: int) -> None:
+    """W6: a worker that starts again after a loss takes nothing of what another one has."""
+    cards = tuple(gpu(index) for index in range(6))
+    whole = MachineFacts(gpus=cards, places=tuple(range(6)))
+    left = msgspec.structs.replace(whole, gpus=tuple(card for card in cards if card.index not in lost))
+    for before, after in zip(share(whole, workers), share(left, workers), strict=True):
+        assert after.gpus == tuple(card for card in before.gpus if card.index not in lost)
+
+
 def test_workers_that_share_a_gpu_divide_its_memory() -> None:
     shares = share(MachineFacts(gpus=(gpu(0), gpu(1))), 3)
     assert [each.gpus for each in shares] == [(gpu(0, 12 * GIB),), (gpu(1),), (gpu(0, 12 * GIB),)]
@@ -73,6 +83,12 @@ def test_workers_that_share_a_gpu_divide_its_memory() -> None:
 def test_gpus_are_chosen_by_index(text: str | None, indexes: list[int]) -> None:
     machine = MachineFacts(gpus=(gpu(0), gpu(1), gpu(2)))
     assert [one.index for one in select(machine, text).gpus] == indexes
+
+
+def test_a_gpu_is_chosen_by_its_place_even_while_it_is_lost() -> None:
+    machine = MachineFacts(gpus=(gpu(0), gpu(2)), places=(0, 1, 2))
+    chosen = select(machine, "1,2")
+    assert (chosen.places, chosen.gpus) == ((1, 2), (gpu(2),))
 
 
 @pytest.mark.parametrize("text", ["3", "0,", "", "a", "-1"])
@@ -94,6 +110,13 @@ def test_a_disk_that_cannot_be_read_is_unknown_and_costs_no_other_reading(tmp_pa
     """N9, X20: neither full nor empty, and the heartbeat goes out."""
     reading = Machine(NoGpus(), disk=tmp_path / "gone").read(MachineFacts(ram_total=1, disk_total=GIB))
     assert (reading.ram_free, reading.disk_free) == (1, None)
+
+
+def test_a_part_of_a_card_is_told_to_processes_by_its_uuid(tmp_path: Path) -> None:
+    """W3, W6."""
+    part = GpuReading(200, "nvidia", "H100 MIG", vram_total=GIB, vram_free=GIB, uuid="MIG-a")
+    whole = GpuReading(0, "nvidia", "L4", vram_total=GIB, vram_free=GIB, uuid="GPU-b")
+    assert Machine(Readings(whole, part), disk=tmp_path).devices((0, 200, 7)) == ("0", "MIG-a", "7")
 
 
 def test_a_node_without_gpus_offers_the_ram_it_was_told_to(tmp_path: Path) -> None:

@@ -13,23 +13,24 @@ GIB = 2**30
 
 
 class Gpus:
-    """A machine's GPUs as their driver would tell of them; `lost` can't be read any more."""
+    """A machine's GPUs as their driver would tell of them; `lost` can't be read any more, `gone` have no size."""
 
     def __init__(self, count: int) -> None:
         self.lost = False
-        self._count = count
+        self.gone = False
+        self.count = count
 
     def read(self) -> tuple[GpuReading, ...]:
-        free = None if self.lost else 20 * GIB
-        return tuple(
-            GpuReading(index, "nvidia", "L4", vram_total=24 * GIB, vram_free=free) for index in range(self._count)
-        )
+        free, total = None if self.lost else 20 * GIB, None if self.gone else 24 * GIB
+        return tuple(GpuReading(index, "nvidia", "L4", vram_total=total, vram_free=free) for index in range(self.count))
 
     def process_memory(self, pids: frozenset[int]) -> dict[int, int] | None:
-        return None if self.lost else dict.fromkeys(range(self._count), len(pids))
+        return None if self.lost else dict.fromkeys(range(self.count), len(pids))
 
 
-def an_inventory(gpus: Gpus, directory: Path, *, vram: int | None = None, share: tuple[int, int] = (0, 1)) -> Inventory:
+def an_inventory(
+    gpus: Gpus, directory: Path, *, vram: int | None = None, share: tuple[int, int] = (0, 1), only: str | None = None
+) -> Inventory:
     settings = WorkerSettings(
         name=NodeName("n1"),
         nats_url="nats://nowhere",
@@ -38,6 +39,7 @@ def an_inventory(gpus: Gpus, directory: Path, *, vram: int | None = None, share:
         advertise="10.0.0.7",
         labels={LabelKey("tier"): "gold"},
         vram=vram,
+        gpus=only,
         max_replicas_per_model=3,
         share=share,
     )
@@ -75,3 +77,31 @@ async def test_a_reading_that_fails_is_unknown_and_never_zero(tmp_path: Path) ->
     gpus.lost = True
     assert (await inventory.read()).vram_free == {0: None}
     assert HOST_MEMORY not in (await inventory.read()).vram_free
+
+
+async def test_each_look_tells_the_facts_anew(tmp_path: Path) -> None:
+    """N8: a worker that lost its GPUs has none, and no RAM to offer in their place."""
+    gpus = Gpus(2)
+    inventory = an_inventory(gpus, tmp_path, vram=3 * GIB)
+    gpus.gone = True
+    await inventory.read()
+    assert (inventory.facts().gpus, inventory.facts().vram_total) == ((), None)
+    gpus.gone = False
+    await inventory.read()
+    assert len(inventory.facts().gpus) == 2
+
+
+async def test_a_worker_that_was_told_its_gpus_takes_no_other_that_comes(tmp_path: Path) -> None:
+    """W6."""
+    gpus = Gpus(2)
+    told, free = an_inventory(gpus, tmp_path, only="1"), an_inventory(gpus, tmp_path)
+    gpus.count = 3
+    for inventory in (told, free):
+        await inventory.read()
+    assert [[gpu.index for gpu in inventory.facts().gpus] for inventory in (told, free)] == [[1], [0, 1, 2]]
+
+
+def test_a_worker_told_to_use_no_gpu_offers_ram(tmp_path: Path) -> None:
+    """W6."""
+    facts = an_inventory(Gpus(2), tmp_path, vram=3 * GIB, only="none").facts()
+    assert (facts.gpus, facts.vram_total) == ((), 3 * GIB)

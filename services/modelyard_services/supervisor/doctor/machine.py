@@ -20,6 +20,7 @@ from modelyard_services.supervisor.doctor import findings
 from modelyard_services.supervisor.doctor.findings import Finding
 from modelyard_services.supervisor.doctor.target import Target
 from modelyard_services.worker.gpus import discover
+from modelyard_services.worker.visible import visible
 
 PROGRAM_SECONDS_MAX: Final = 5.0
 """A program tells its version in milliseconds; a cold disk takes a second."""
@@ -62,9 +63,13 @@ def limits(_target: Target) -> list[Finding]:
     return [findings.descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0])]
 
 
-def gpus(_target: Target) -> list[Finding]:
-    """The GPUs that a worker here would offer."""
-    readings = discover().read()
+def gpus(target: Target) -> list[Finding]:
+    """The GPUs that a worker here would offer.
+
+    Raises:
+        InvalidValueError: a variable such as CUDA_VISIBLE_DEVICES names one that isn't there.
+    """
+    readings = visible(discover(), target.environment).read()
     names = [f"{gpu.index}: {gpu.name}, {_memory(gpu.vram_total)}" for gpu in readings]
     return [Finding("gpus", "ok", "; ".join(names) or "none: a worker here offers RAM, as its --vram says")]
 

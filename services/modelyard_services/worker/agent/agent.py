@@ -29,8 +29,8 @@ from modelyard_events.requests import (
     Stopped,
 )
 from modelyard_events.subjects import node_command_subject, node_telemetry_subject
-from modelyard_events.telemetry import HEARTBEAT_SECONDS, Heartbeat
-from modelyard_projections.fleet import Fleet, FoldError, ReplicaState
+from modelyard_events.telemetry import HEARTBEAT_SECONDS, Heartbeat, ReplicaReading
+from modelyard_projections.fleet import Fleet, FoldError
 from modelyard_services.effects.bus import NatsBus
 from modelyard_services.effects.clock import Clock, backoff_seconds
 from modelyard_services.effects.nats_access.node_log import NodeLog
@@ -45,12 +45,12 @@ from modelyard_services.errors import (
 from modelyard_services.worker.agent.answers import Answers
 from modelyard_services.worker.agent.inventory import Inventory
 from modelyard_services.worker.agent.loads import Loads
+from modelyard_services.worker.agent.news import news
 from modelyard_services.worker.agent.progress import progress_in
 from modelyard_services.worker.agent.reporter import Reporter
 from modelyard_services.worker.agent.settings import WorkerSettings
-from modelyard_services.worker.agent.steps import Start, Step, Stop, TellStopped, steps
+from modelyard_services.worker.agent.steps import Start, Step, Stop, TellStopped, request_of, steps
 from modelyard_services.worker.processes.kept import ProcessFact
-from modelyard_services.worker.processes.running import StartRequest
 from modelyard_services.worker.processes.supervisor import Processes, StillAliveError
 
 CONVERGE_SECONDS: Final = 5.0
@@ -115,6 +115,11 @@ class Agent:
     def registered(self) -> bool:
         """Whether this life was ever let in: the fleet knows of its processes."""
         return self._registered_at is not None
+
+    @property
+    def _caught_up(self) -> bool:
+        """Before its own registration is folded, the fold shows a life that is over: its claims aren't ours."""
+        return not self._unreadable and self._registered_at is not None and self._fleet.sequence >= self._registered_at
 
     def rejoin(self) -> None:
         """The link is back, or something was said of another life: ask who we are now."""
@@ -269,8 +274,7 @@ class Agent:
                 pass  # level-triggered: look again, whatever was missed
 
     def _take_steps(self) -> None:
-        # Before the own registration is folded, the fold shows a life that is over: its claims aren't ours to judge.
-        if self._unreadable or self._registered_at is None or self._fleet.sequence < self._registered_at:
+        if not self._caught_up:
             return
         if self._settings.name not in self._fleet.nodes:
             raise NodeGoneError("the node was removed")
@@ -298,7 +302,7 @@ class Agent:
                 case Start(replica=state):
                     with self._traced("start process", replica):
                         self._loads.begin(state)
-                        await self._processes.start(_request_of(state))
+                        await self._processes.start(request_of(state))
                 case Stop():
                     with self._traced("stop process", replica):
                         await self._processes.stop(replica)
@@ -345,14 +349,22 @@ class Agent:
             except TimeoutError:
                 pass  # the ordinary beat
 
+    def _tell_news(self, readings: tuple[ReplicaReading, ...]) -> None:
+        node = self._fleet.nodes.get(self._settings.name) if self._caught_up else None
+        # What waits to be decided may be the same news.
+        if node is not None and not self._reporter.pending and not self._leaving:
+            for fact in news(self._fleet, node, now=self._inventory.facts(), readings=readings):
+                self._reporter.tell(fact, self._clock.now_ns())
+
     async def _heartbeat(self) -> Heartbeat:
-        used = self._answers.last_used_ns
+        used, folded = self._answers.last_used_ns, self._fleet.sequence  # before measuring: an end told later shows
         readings = await self._processes.readings()
         machine = await self._inventory.read()
+        self._tell_news(readings)
         return Heartbeat(
             node=self._settings.name,
             incarnation=self._incarnation,
-            folded_sequence=self._fleet.sequence,
+            folded_sequence=folded,
             vram_free=machine.vram_free,
             ram_free=machine.ram_free,
             disk_free=machine.disk_free,
@@ -363,17 +375,6 @@ class Agent:
                 for reading in readings
             ),
         )
-
-
-def _request_of(state: ReplicaState) -> StartRequest:
-    return StartRequest(
-        replica=state.id,
-        model=state.model,
-        replica_index=state.replica_index,
-        revision=state.revision,
-        launch=state.launch,
-        gpus=state.gpus,
-    )
 
 
 def _verdict(group: ExceptionGroup) -> Exception:

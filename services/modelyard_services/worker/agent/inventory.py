@@ -5,28 +5,24 @@ Invariant: unknown stays unknown: a reading that fails is None, never zero (rule
 
 import asyncio
 
+import msgspec
+
 from modelyard_events.node import NodeFacts
 from modelyard_services import __version__
 from modelyard_services.worker.agent.settings import WorkerSettings
-from modelyard_services.worker.machine import Machine, MachineFacts, MachineReading, select, share
+from modelyard_services.worker.machine import Machine, MachineFacts, MachineReading, only, places_of, select, share
 
 
 class Inventory:
     """The worker's part of `machine`."""
 
     def __init__(self, machine: Machine, settings: WorkerSettings) -> None:
-        part, parts = settings.share
         chosen = select(machine.facts(), settings.gpus)
-        mine = share(chosen, parts)[part]
-        # `--vram` is this worker's own figure, not a part of one, and counts only where there is no GPU (rule W6).
-        self._share = MachineFacts(
-            gpus=mine.gpus,
-            vram_total=None if mine.gpus else settings.vram,
-            ram_total=mine.ram_total,
-            disk_total=mine.disk_total,
-        )
+        # Without a choice of its own it takes what comes later too.
+        self._only = None if settings.gpus is None else places_of(chosen)
         self._machine = machine
         self._settings = settings
+        self._share = self._now()
 
     def facts(self) -> NodeFacts:
         """What the registration says."""
@@ -44,5 +40,16 @@ class Inventory:
         )
 
     async def read(self) -> MachineReading:
-        """What is free now."""
-        return await asyncio.to_thread(self._machine.read, self._share)
+        """What is free now; the facts are of the same look."""
+        return await asyncio.to_thread(self._look)
+
+    def _look(self) -> MachineReading:
+        self._machine.look()
+        self._share = self._now()
+        return self._machine.read(self._share)
+
+    def _now(self) -> MachineFacts:
+        machine, (part, parts) = self._machine.facts(), self._settings.share
+        mine = share(machine if self._only is None else only(machine, self._only), parts)[part]
+        # `--vram` is this worker's own figure, not a part of one, and counts only where there is no GPU (rule W6).
+        return msgspec.structs.replace(mine, vram_total=None if mine.places else self._settings.vram)

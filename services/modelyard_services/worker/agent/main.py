@@ -5,6 +5,7 @@ Invariant: a stop ends the replicas and departs, or leaves them all to the next 
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
@@ -24,6 +25,7 @@ from modelyard_services.worker.machine import Machine
 from modelyard_services.worker.processes.kept import ProcessFact
 from modelyard_services.worker.processes.running import ProcessesSettings
 from modelyard_services.worker.processes.supervisor import Processes
+from modelyard_services.worker.visible import visible
 
 IDLE_NS: Final = 5_000_000_000
 """A replica unused for 5 s counts as idle for the background probe; routers tell of use every second."""
@@ -37,11 +39,12 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     """Work until `stop` is set.
 
     Raises:
+        InvalidValueError: told to use a GPU that isn't there, by its settings or its environment.
         NameTakenError: another live worker has the name.
         UnauthorizedError: the registration token is refused.
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    machine = Machine(await asyncio.to_thread(discover), disk=settings.state_dir)
+    machine = await asyncio.to_thread(_machine, settings)
     inventory = await asyncio.to_thread(Inventory, machine, settings)
     replaced = asyncio.Event()
     if settings.at_end == "depart":
@@ -51,6 +54,10 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             await _one_life(settings, inventory, machine, Ending(stop, replaced))
         except NodeGoneError as gone:
             _log.warning("this node was removed; beginning anew", reason=gone.detail)
+
+
+def _machine(settings: WorkerSettings) -> Machine:
+    return Machine(visible(discover(), os.environ), disk=settings.state_dir)
 
 
 def _replace(replaced: asyncio.Event, stop: asyncio.Event) -> None:
@@ -93,6 +100,7 @@ async def _one_life(settings: WorkerSettings, inventory: Inventory, machine: Mac
         on_fact=on_fact,
         is_idle=is_idle,
         vram_of=machine.process_memory,
+        devices_of=machine.devices,
     )
     async with processes:
         agents.append(Agent(settings, incarnation, processes, inventory))

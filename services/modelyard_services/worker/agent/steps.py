@@ -11,6 +11,7 @@ import msgspec
 
 from modelyard_events.ids import NodeName, ReplicaId
 from modelyard_projections.fleet import Draining, Fleet, Loading, Placed, Ready, ReplicaState
+from modelyard_services.worker.processes.running import StartRequest
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -43,6 +44,18 @@ def steps(fleet: Fleet, node: NodeName, *, running: Collection[ReplicaId]) -> li
     needed = [_step(replica, runs=replica.id in running) for replica in wanted.values()]
     # Strays first: what nobody believes in is stopped before anything new is started there (rule C6).
     return strays + [step for step in needed if step is not None]
+
+
+def request_of(state: ReplicaState) -> StartRequest:
+    """What starting its process takes."""
+    return StartRequest(
+        replica=state.id,
+        model=state.model,
+        replica_index=state.replica_index,
+        revision=state.revision,
+        launch=state.launch,
+        gpus=state.gpus,
+    )
 
 
 def _step(replica: ReplicaState, *, runs: bool) -> Step | None:

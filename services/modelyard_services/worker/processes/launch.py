@@ -28,6 +28,9 @@ LOADER_VARIABLES: Final = frozenset(
 )
 """With these an allowed command can be made to run another one; an allow-list refuses them."""
 
+COUNTED_WITHIN: Final = frozenset({"ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"})
+"""Inherited, they would renumber what our own variables name: HIP counts within what these leave."""
+
 _PLACEHOLDER: Final = re.compile(r"\{(port|host|model|replica|gpu)\}")
 
 
@@ -36,18 +39,21 @@ class LaunchRefusedError(Exception):
 
 
 class Placeholders(msgspec.Struct, frozen=True):
-    """What `{port} {host} {model} {replica} {gpu}` stand for; any other brace is left alone."""
+    """What `{port} {host} {model} {replica} {gpu}` stand for; any other brace is left alone.
+
+    `devices` are the replica's GPUs by what CUDA and ROCm call them: a number, or the UUID of a part of a card.
+    """
 
     port: int
     host: str
     model: str
     replica: str
-    gpus: tuple[int, ...]
+    devices: tuple[str, ...]
 
     def fill(self, text: str) -> str:
         """`text` with its placeholders replaced, once: a value that looks like a placeholder stays what it is."""
         values = {"port": str(self.port), "host": self.host, "model": self.model, "replica": self.replica}
-        values["gpu"] = ",".join(map(str, self.gpus))
+        values["gpu"] = ",".join(self.devices)
         return _PLACEHOLDER.sub(lambda match: values[match.group(1)], text)
 
 
@@ -76,8 +82,9 @@ def order_of(
         LaunchRefusedError: not allowed, or something it needs isn't on this node.
     """
     command = [placeholders.fill(word) for word in launch.command]
-    environment = {name: value for name, value in inherited.items() if not name.startswith(OWN_PREFIX)}
-    environment |= devices_environment(placeholders.gpus)
+    dropped = {name for name in inherited if name.startswith(OWN_PREFIX)} | COUNTED_WITHIN
+    environment = {name: value for name, value in inherited.items() if name not in dropped}
+    environment |= devices_environment(placeholders.devices)
     environment |= {name: _value(name, value, placeholders, inherited) for name, value in launch.environment.items()}
     executable = _executable(command[0], launch.working_directory, inherited if allowed else environment)
     if allowed:
@@ -93,13 +100,13 @@ def order_of(
     )
 
 
-def devices_environment(gpus: tuple[int, ...]) -> dict[str, str]:
-    """Only the GPUs that were placed are visible, none if none was.
+def devices_environment(devices: tuple[str, ...]) -> dict[str, str]:
+    """Only the GPUs that were placed are visible, none if none was; in NVIDIA's words and in AMD's.
 
     CUDA counts by speed unless told to count by bus, as NVML does: index 1 would otherwise be another card than the
-    one whose memory was reserved.
+    one whose memory was reserved. ROCm's HIP heeds CUDA's variable too, so both say the same.
     """
-    visible = ",".join(map(str, gpus))
+    visible = ",".join(devices)
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible, "HIP_VISIBLE_DEVICES": visible}
 
 

@@ -57,6 +57,7 @@ class Processes:
         on_fact: is told each fact once, in order, and when it happened by this machine's clock; must not block.
         is_idle: whether no request is in flight on a replica, as far as the node knows.
         vram_of: VRAM in bytes by GPU index that the given pids use; None where that can't be measured.
+        devices_of: what CUDA and ROCm call the GPUs with the given indexes.
         environment: what backends inherit and secrets are taken from.
     """
 
@@ -67,12 +68,14 @@ class Processes:
         on_fact: Callable[[ProcessFact, int], None],
         is_idle: Callable[[ReplicaId], bool] = lambda _: True,
         vram_of: Callable[[frozenset[int]], dict[int, int] | None] = lambda _: None,
+        devices_of: Callable[[tuple[int, ...]], tuple[str, ...]] = lambda gpus: tuple(map(str, gpus)),
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         self._settings = settings
         self._on_fact = on_fact
         self._is_idle = is_idle
         self._vram_of = vram_of
+        self._devices_of = devices_of
         self._environment = environment
         self._kept: dict[ReplicaId, Kept] = {}
         self._ports = Ports(
@@ -251,7 +254,7 @@ class Processes:
         try:
             order = order_of(
                 request.launch,
-                Placeholders(port, self._settings.host, request.model, request.replica, request.gpus),
+                Placeholders(port, self._settings.host, request.model, request.replica, self._devices_of(request.gpus)),
                 inherited=self._environment,
                 allowed=self._settings.allow_commands,
                 lifeline=self._settings.at_worker_end == "end",
