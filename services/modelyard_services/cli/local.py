@@ -43,6 +43,7 @@ def up(  # noqa: PLR0913 - one option per setting
     model_scheduling_config: Path | None = None,
     workers: int = 1,
     vram: str | None = None,
+    gpus: str | None = None,
     auto_approve: bool | None = None,
     log_level: LogLevel = "info",
     session: Here,
@@ -75,6 +76,8 @@ def up(  # noqa: PLR0913 - one option per setting
         Local workers; they divide what the machine has.
     vram
         What each local worker without a GPU may use of the RAM.
+    gpus
+        The GPUs that the local workers divide: 0,2, all or none.
     auto_approve
         Admit nodes without asking; by default only on loopback.
     log_level
@@ -106,6 +109,7 @@ def up(  # noqa: PLR0913 - one option per setting
         configuration=configuration,
         workers=workers,
         worker_vram=(vram,) if vram else (),
+        worker_gpus=gpus,
         auto_approve=is_loopback(host) if auto_approve is None else auto_approve,
         log_level=log_level,
     )

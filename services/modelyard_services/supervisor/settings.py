@@ -10,8 +10,8 @@ from modelyard_services.settings import ConfigurationSettings
 class UpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One installation on one machine.
 
-    `nats_url` and `database_url` replace the embedded servers; port 0 takes a free one. `vram` is what each local
-    worker without a GPU may use of the RAM.
+    `nats_url` and `database_url` replace the embedded servers; port 0 takes a free one. `worker_vram` is what
+    each local worker without a GPU may use of the RAM, `worker_gpus` names the GPUs that they divide.
     """
 
     data_dir: Path
@@ -24,6 +24,7 @@ class UpSettings(msgspec.Struct, frozen=True, kw_only=True):
     configuration: ConfigurationSettings = ConfigurationSettings()
     workers: int = 1
     worker_vram: tuple[str, ...] = ()
+    worker_gpus: str | None = None
     worker_labels: tuple[dict[str, str], ...] = ()
     auto_approve: bool = True
     log_level: str = "info"

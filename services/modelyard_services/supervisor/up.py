@@ -183,6 +183,7 @@ class _Yard:
         arguments += ["--share", f"{number + 1}/{settings.workers}", "--log-level", settings.log_level]
         arguments += [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
         arguments += ["--vram", vram] if vram else []
+        arguments += [] if settings.worker_gpus is None else ["--gpus", settings.worker_gpus]
         own = {key: value for key, value in self._environment.items() if not key.startswith("MODELYARD_")}
         own |= {
             "MODELYARD_NATS_URL": endpoints.nats_url,
