@@ -1,5 +1,6 @@
 """Overrides that stick, caps that end nothing unasked, and operators' own reservations (rules N11, N12, R3)."""
 
+import msgspec
 import pytest
 
 from modelyard_events.envelope import AnyEvent
@@ -117,8 +118,9 @@ def test_a_cap_out_of_range_is_refused(value: int) -> None:
 
 def test_overrides_survive_a_new_incarnation_and_yield_when_cleared() -> None:
     """N11, X2."""
+    facts = msgspec.structs.replace(some_facts(slots=3), vram_budget=Fraction(0.75))
     restarted = NodeIncarnationStarted(
-        node="n1", incarnation=incarnation_of("second"), facts=some_facts(slots=3), secret_digest=digest_of("s")
+        node="n1", incarnation=incarnation_of("second"), facts=facts, secret_digest=digest_of("s")
     )
     capped = NodeMaxReplicasOverridden(node="n1", max_replicas_per_model=2)
     budget = NodeVramBudgetOverridden(node="n1", vram_budget=Fraction(0.5))
@@ -132,7 +134,7 @@ def test_overrides_survive_a_new_incarnation_and_yield_when_cleared() -> None:
         NodeOverrideCleared(node="n1", override="vram_budget")
     )
     assert history.fleet.nodes[N1].max_replicas_per_model == 3
-    assert history.fleet.nodes[N1].budget == 24 * GIB
+    assert history.fleet.nodes[N1].budget == 18 * GIB
 
 
 def test_clearing_an_override_that_is_not_there_says_so() -> None:

@@ -5,6 +5,7 @@ from modelyard_events.fleet import FleetMassLossCleared, FleetMassLossDeclared
 from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
 from modelyard_events.node import NodeDeparted, NodeIncarnationStarted, NodeLost, NodeRecovered
 from modelyard_events.replica import ReplicaUnloaded
+from modelyard_events.telemetry import Heartbeat
 from modelyard_projections.fleet import Departed
 from modelyard_services.policy.liveness import clear_mass_loss
 from tests.support.given import a_model, a_ready_replica, an_approved_node, some_facts
@@ -72,6 +73,19 @@ def test_a_former_lifes_heartbeat_brings_nobody_back() -> None:
     world.after(61).beat("n0", "n1", "n2", "n3")
     world.settle()
     assert lost(world) == ["n4"]
+
+
+def test_heartbeats_of_another_life_recover_nobody() -> None:
+    """N9: the same incarnation comes back, and no other."""
+    world = World(*nodes(5))
+    world.after(61).beat("n0", "n1", "n2", "n3")
+    world.settle()
+    assert lost(world) == ["n4"]
+    world.demand.hear_node(
+        Heartbeat(NodeName("n4"), IncarnationId("another"), world.fleet.sequence), now_ns=world.view().moment.heard_ns
+    )
+    world.beat("n0", "n1", "n2", "n3")
+    assert world.settle() == []
 
 
 def test_a_departed_node_stays_departed_though_its_last_heartbeats_still_arrive() -> None:

@@ -14,7 +14,7 @@ from modelyard_events.model import (
 from modelyard_events.node import NodeRegistered
 from modelyard_events.replica import ReplicaDrainStarted
 from modelyard_events.selectors import parse_selector
-from modelyard_events.spec import Autoscale, Estimate, ModelSpec, Schedule, revision_of
+from modelyard_events.spec import Autoscale, Estimate, Health, ModelSpec, Schedule, SecretRef, revision_of
 from modelyard_projections.fleet import Fleet
 from modelyard_services.errors import InvalidRequestError, ModelUnknownError, NotFoundError
 from modelyard_services.policy.models import SPEC_BYTES_MAX, define, group_conflicts, remove
@@ -34,6 +34,46 @@ def test_a_redefinition_ends_nothing_by_itself() -> None:
     given(*an_approved_node(), *a_model(), *a_ready_replica()).when(
         lambda fleet: define(fleet, model=M, spec=spec)
     ).then(ModelRedefined(model=M, spec=spec, revision=revision_of(spec), previous=revision_of(some_spec())))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"command": ("serve", "--other")},
+        {"environment": {"TOKEN": SecretRef(from_env="OTHER")}},
+        {"files": ("weights.gguf",)},
+        {"devices": ("/dev/dri/renderD128",)},
+        {"health": Health(grpc="")},
+        {"working_directory": "/models"},
+    ],
+)
+def test_what_the_process_runs_is_what_a_revision_is_made_of(changed: dict[str, object]) -> None:
+    """R6: command, environment, files, devices, health."""
+    assert revision_of(msgspec.structs.replace(some_spec(), **changed)) != revision_of(some_spec())
+
+
+def test_a_redefinition_that_makes_running_models_conflict_ends_nothing_and_is_reported() -> None:
+    """R5: judged by the groups copied into `placed`; each pair with its node, its group and its replicas."""
+    heavy = some_spec(groups=("heavy",))
+    history = given(
+        *an_approved_node(slots=2),
+        *a_model(),
+        *a_ready_replica(),
+        *a_model("other", heavy),
+        *a_ready_replica("r-2", model="other", groups=("heavy",)),
+    )
+    (found,) = group_conflicts(history.fleet, model=M, spec=heavy)
+    assert (found.node, found.group, found.replica, found.other_replica) == ("n1", "heavy", "r-1", "r-2")
+    history.when(lambda fleet: define(fleet, model=M, spec=heavy)).then(
+        ModelRedefined(model=M, spec=heavy, revision=revision_of(heavy), previous=revision_of(some_spec()))
+    )
+    assert len(history.fleet.replicas) == 2
+
+
+def test_groups_are_trimmed_and_each_counts_once() -> None:
+    """R5: a blank more is no other group."""
+    spec = some_spec(groups=(" heavy", "heavy", "", "light "))
+    assert spec.concurrency_groups == ("heavy", "light")
 
 
 def test_scheduling_fields_leave_the_revision_alone() -> None:

@@ -17,7 +17,7 @@ from modelyard_events.node import (
     NodeVramBudgetOverridden,
 )
 from modelyard_events.replica import ReplicaLoadFailed, ReplicaPlaced
-from modelyard_events.reservation import OperatorHolder, ReservationGranted
+from modelyard_events.reservation import OperatorHolder, ReservationGranted, ReservationResized
 from modelyard_events.selectors import parse_selector
 from modelyard_events.sizes import Bytes
 from modelyard_events.spec import Estimate, ModelSpec, Schedule, SpreadAll
@@ -281,11 +281,32 @@ def test_a_model_of_unknown_footprint_needs_an_empty_node_and_keeps_it() -> None
         *a_ready_replica("r-1", node="n1", model="a"),
         *a_model(spec=unknown),
     )
+    taken = place(history.fleet, Readings(), request(command="c-0", node="n1")).refused
+    assert taken is not None
+    assert taken.message.startswith("0/1 nodes: 1 exclusive")
     event = placed(history)
     assert (event.node, event.exclusive, event.footprint_rule, event.vram) == ("n2", True, "unknown", {0: 24 * GIB})
     beside = place(history.fleet, Readings(), request("a", command="c-2", node="n2"))
     assert beside.refused is not None
     assert beside.refused.message == "0/1 nodes: 1 exclusive; on n2, m#0 is loading"
+
+
+def test_what_was_measured_beats_every_estimate_but_the_operators_own_figure() -> None:
+    """R4: of living replicas of the same revision; recorded as the rule that gave it."""
+    spec = ModelSpec(command=("serve", "{port}"), file_size=10 * GIB)
+    measured = ReservationResized(node="n1", reservation=ReservationId("v-1"), vram={0: 7 * GIB})
+    history = given(*an_approved_node("n1"), *an_approved_node("n2"), *a_model(spec=spec), *a_ready_replica(), measured)
+    event = placed(history)
+    assert (event.footprint_rule, event.vram) == ("measured", {0: 7 * GIB})
+    own = given(*an_approved_node("n1"), *an_approved_node("n2"), *a_model(), *a_ready_replica(), measured)
+    assert placed(own).footprint_rule == "spec"
+
+
+def test_replicas_of_one_model_share_a_node_though_their_model_is_in_a_group() -> None:
+    """R5: two models that share a group, not two replicas of one."""
+    spec = some_spec(groups=("heavy",))
+    history = given(*an_approved_node(slots=2), *a_model(spec=spec), *a_ready_replica(groups=("heavy",)))
+    assert placed(history).replica_index == 1
 
 
 def test_a_file_size_gives_the_footprint_with_a_fifth_on_top() -> None:

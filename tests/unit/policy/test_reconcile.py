@@ -24,6 +24,7 @@ from modelyard_events.selectors import parse_selector
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule, SpreadAll, revision_of
 from modelyard_events.telemetry import Heartbeat, ReplicaReading
 from modelyard_services.policy.models import remove
+from modelyard_services.policy.reconcile import reconcile
 from modelyard_services.policy.restart import restart
 from tests.support.given import (
     GIB,
@@ -239,7 +240,46 @@ def test_a_nodes_drain_waits_for_the_requests_on_its_replicas() -> None:
     assert world.of(ReplicaStopRequested) == [ReplicaStopRequested(node="n1", replicas=(R1,))]
 
 
+def test_a_replica_that_its_floor_needs_waits_for_its_newcomer_until_the_nodes_deadline() -> None:
+    """N10: a replacement that takes too long keeps no node from being emptied, and no drain outlives the node's."""
+    world = World(*an_approved_node("n1"), *a_model(), at_least(1), *a_ready_replica(R1))
+    world.append(*an_approved_node("n2"), NodeDrainStarted(node="n1", deadline_seconds=90))
+    world.route()
+    world.settle()
+    assert world.replicas() == [("n1", "ready"), ("n2", "placed")]
+    world.later(89).route()
+    world.settle()
+    assert ("n1", "ready") in world.replicas()
+    world.later(2).route()
+    world.settle()
+    (drained,) = world.of(ReplicaDrainStarted)
+    assert isinstance(drained, ReplicaDrainStarted)
+    assert (drained.replicas, drained.reason, drained.deadline_seconds) == ((R1,), "drained", 0)
+
+
+def test_the_drain_of_a_replica_ends_with_that_of_its_node() -> None:
+    """N10: what is left of the node's deadline, not one of its own."""
+    world = World(*an_approved_node("n1"), *a_model(), *a_ready_replica(R1))
+    world.append(NodeDrainStarted(node="n1", deadline_seconds=90))
+    world.route()
+    world.settle()
+    (drained,) = world.of(ReplicaDrainStarted)
+    assert isinstance(drained, ReplicaDrainStarted)
+    assert 80 < drained.deadline_seconds <= 90
+
+
+def test_a_drain_that_is_undone_before_it_is_appended_drains_nothing() -> None:
+    """N10: the reconciler decides again on the node as it is by then."""
+    world = World(*an_approved_node("n1"), *a_model(), *a_ready_replica(R1))
+    world.append(NodeDrainStarted(node="n1", deadline_seconds=90))
+    due = [action for action in reconcile(world.view()) if action.key.startswith("drain/")]
+    assert len(due) == 1
+    world.append(NodeResumed(node="n1"))
+    assert list(due[0].decide(world.fleet, due[0].command)) == []
+
+
 def test_resuming_in_mid_drain_keeps_what_has_not_gone() -> None:
+    """N10."""
     world = World(*an_approved_node("n1"), *a_model(), at_least(1), *a_ready_replica(R1), *an_approved_node("n2"))
     world.append(NodeDrainStarted(node="n1", deadline_seconds=600))
     world.settle()
@@ -392,6 +432,17 @@ def test_without_capacity_the_old_one_goes_first_and_the_new_one_takes_its_place
     assert world.replicas() == [("n1", "ready")]
     assert next(iter(world.fleet.replicas.values())).id == newcomer.replica
     assert world.fleet.nodes[NodeName("n1")].slots[M] == {0: newcomer.replica}
+
+
+def test_a_model_that_is_not_to_surge_goes_out_before_its_newcomer_comes() -> None:
+    """R6: `rollout: replace`, though there is room for both."""
+    world = World(*an_approved_node("n1"), *an_approved_node("n2"), *a_model(), at_least(1, rollout="replace"))
+    world.append(*a_ready_replica(R1), redefined())
+    world.settle()
+    assert world.replicas() == [("n1", "draining"), ("n1", "placed")]
+    world.route()
+    world.live()
+    assert world.replicas() == [("n1", "ready")]
 
 
 def test_a_restart_brings_fresh_ones_up_one_after_another_before_the_old_ones_go() -> None:
