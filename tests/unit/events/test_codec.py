@@ -18,9 +18,12 @@ from modelyard_events.node import NodeRejected
 from modelyard_events.subjects import LOG_SUBJECTS
 from tests.support.samples import ENVELOPE, NODE, SAMPLES
 
+STORED_NS = 1_767_326_400_123_456_789
+"""When the log stored what the tests read; not when the sample's worker says that it happened."""
+
 
 def read(body: bytes) -> Recorded:
-    return decode(body, sequence=7, time_ns=1_767_323_045_678_901_234, event_id="c-1.0", batch_end=False)
+    return decode(body, sequence=7, time_ns=STORED_NS, event_id="c-1.0", batch_end=False)
 
 
 def with_event(**changed: object) -> bytes:
@@ -29,10 +32,14 @@ def with_event(**changed: object) -> bytes:
     return msgspec.json.encode(raw)
 
 
-def test_an_event_keeps_its_place_in_the_log() -> None:
+def test_an_event_keeps_its_place_in_the_log_and_the_logs_own_time() -> None:
+    """H1: a worker's clock is in its envelope, and nothing else goes by it."""
     recorded = read(encode(SAMPLES["node.cordoned.v1"], ENVELOPE))
     assert (recorded.sequence, recorded.event_id, recorded.batch_end) == (7, "c-1.0", False)
-    assert recorded.time.isoformat() == "2026-01-02T03:04:05.678901+00:00"
+    assert recorded.time_ns == STORED_NS
+    assert recorded.time.isoformat() == "2026-01-02T04:00:00.123456+00:00"
+    assert recorded.envelope.occurred_at == ENVELOPE.occurred_at
+    assert recorded.time != ENVELOPE.occurred_at
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_a_drain_is_not_finished_while_a_replica_lives() -> None:
 
 
 def test_removal_ends_replicas_and_every_reservation_in_one_append() -> None:
-    """N13, I7: operators' reservations too."""
+    """N13, R7, I7: operators' reservations too."""
     training = reserve(
         given(*an_approved_node()).fleet, node=N1, vram={0: GIB}, holder=OperatorHolder("ml"), command=CommandId("c")
     )

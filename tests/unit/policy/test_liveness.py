@@ -100,6 +100,7 @@ def test_a_departed_node_stays_departed_though_its_last_heartbeats_still_arrive(
 
 
 def test_a_lost_nodes_replicas_end_with_its_grace_and_not_before() -> None:
+    """N9, R7: `node_lost`."""
     world = World(*nodes(5), *a_model(), *a_ready_replica("r-1", node="n4"))
     world.after(61).beat("n0", "n1", "n2", "n3")
     world.settle()

@@ -103,11 +103,12 @@ def test_who_can_not_look_at_the_files_does_not_unsay_what_was_seen_of_them() ->
 
 
 def test_removing_drains_what_runs_in_the_same_append() -> None:
+    """R7, R8: `requested`, as all that operators end."""
     events = (
         given(*an_approved_node(), *a_model(), *a_ready_replica()).when(lambda fleet: remove(fleet, model=M)).events
     )
     assert isinstance(events[0], ModelRemoved)
-    assert any(isinstance(event, ReplicaDrainStarted) for event in events)
+    assert [event.reason for event in events if isinstance(event, ReplicaDrainStarted)] == ["requested"]
 
 
 def test_removing_what_is_not_there_says_so() -> None:

@@ -73,6 +73,7 @@ def test_a_full_shut_or_avoided_replica_is_passed_over() -> None:
 
 
 def test_only_ready_replicas_are_routable() -> None:
+    """T1, R8: from the moment of a drain nothing new goes there."""
     history = given(*an_approved_node(slots=2), *a_model(), *a_loading_replica("r-1"))
     assert candidates(history.fleet) == []
     drained = given(*an_approved_node(), *a_model(), *a_ready_replica("r-1"), *a_drain("r-1"))

@@ -1,5 +1,7 @@
 """Whose story an event of a report belongs to (rule H1)."""
 
+from datetime import UTC, datetime
+
 import msgspec
 
 from modelyard_events.envelope import Actor, AnyEvent, Envelope
@@ -10,7 +12,7 @@ from modelyard_events.replica import ProcessExit, ReplicaCrashed, ReplicaUnloade
 from modelyard_events.reservation import ReservationReleased, ReservationResized
 from modelyard_projections.fleet import Fleet
 from modelyard_services.policy.ending import end
-from modelyard_services.policy.stories import of_its_replica
+from modelyard_services.policy.stories import as_it_occurred, of_its_replica
 from tests.support.given import a_drain, a_model, a_placed_replica, a_ready_replica, a_stop, an_approved_node, given
 
 REPORT = Envelope(Actor("worker", "n1"), CommandId("report-1"), "report-1")
@@ -98,3 +100,11 @@ def test_a_trace_goes_on_until_the_replica_is_loaded_and_from_its_drain_until_it
     assert of_its_replica(draining, ended, report).trace == "of the drain"
     state.trace = None
     assert of_its_replica(draining, ended, report).trace == "of the report"
+
+
+def test_a_workers_time_is_told_beside_everything_else() -> None:
+    """H1: what it doesn't tell stays unsaid."""
+    told = as_it_occurred(1_750_000_000_000_000_000, REPORT)
+    assert told.occurred_at == datetime(2025, 6, 15, 15, 6, 40, tzinfo=UTC)
+    assert msgspec.structs.replace(told, occurred_at=None) == REPORT
+    assert as_it_occurred(None, REPORT) == REPORT
