@@ -23,6 +23,7 @@ from modelyard_events.spec import Health, LaunchSpec, SecretRef
 from modelyard_services.effects.health import Healthy, Refused, TimedOut, Unhealthy
 from modelyard_services.errors import ConflictError
 from modelyard_services.worker.processes import PortRange
+from modelyard_services.worker.processes.keeper import TERMINATE_SECONDS
 from modelyard_services.worker.processes.state import Record, StateDirectory
 from tests.support.backends import SERVE, Told, alive, echo, free_range, marked, request, script, supervised
 
@@ -81,14 +82,16 @@ async def test_a_key_in_use_is_not_given_to_another_replica(tmp_path: Path) -> N
 
 
 async def test_a_stop_is_acknowledged_only_after_the_process_exited(tmp_path: Path) -> None:
-    """W5, X22: a process that takes its time to end is waited for."""
+    """W5, X22: asked at once, and given its grace: longer than those get who are terminated."""
     told = Told()
-    slow = "import signal, time\ndef end(*_): time.sleep(1); sys.exit(0)\nsignal.signal(signal.SIGTERM, end)\n" + SERVE
+    slow = "import signal, time\ndef end(*_): time.sleep(3); sys.exit(0)\nsignal.signal(signal.SIGTERM, end)\n" + SERVE
     async with supervised(tmp_path, told) as processes:
-        running = await processes.start(request("r1", script(slow)))
+        running = await processes.start(request("r1", script(slow, grace=30)))
         assert running is not None
         await told.wait(Loaded)
+        asked = time.monotonic()
         await processes.stop(R1)
+        assert TERMINATE_SECONDS < time.monotonic() - asked < 30
         assert not alive(running.process.pid)
         assert told.facts[-1] == Stopped(replica=R1, exit=ProcessExit(exit_code=0))
         assert processes.running() == ()
@@ -116,15 +119,23 @@ async def test_a_stop_ends_every_descendant_also_one_in_a_session_of_its_own(tmp
 
 
 async def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
+    """W5: ask, wait, terminate all of it, kill, each with its limit."""
     told = Told()
-    deaf = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SERVE
+    deaf = """
+        import os, signal, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, lambda *_: (print("helper was terminated", flush=True), os._exit(9)))
+            while True: time.sleep(600)
+    """
     async with supervised(tmp_path, told) as processes:
-        await processes.start(request("r1", script(deaf, grace=0.5)))
+        await processes.start(request("r1", script(dedent(deaf) + SERVE, grace=0.5)))
         await told.wait(Loaded)
         started = time.monotonic()
         await processes.stop(R1)
         assert 2.0 < time.monotonic() - started < 6.0
         assert told.of(Stopped)[0].exit.signal == "SIGKILL"
+        assert [line.text for line in await processes.logs("echo#0")] == ["helper was terminated"]
 
 
 async def test_the_main_process_is_asked_first_so_that_it_can_end_its_children_in_order(tmp_path: Path) -> None:
@@ -186,6 +197,7 @@ async def test_a_crash_tells_the_exit_code_and_the_last_lines_of_stderr(tmp_path
 
 
 async def test_a_crash_by_signal_names_it_and_ends_the_helpers(tmp_path: Path) -> None:
+    """W5."""
     told = Told()
     helper = "import os, time\nif os.fork() == 0:\n    time.sleep(600)\n" + SERVE
     async with supervised(tmp_path, told) as processes:

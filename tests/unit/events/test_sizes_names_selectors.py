@@ -119,12 +119,15 @@ def test_a_subject_tells_its_node() -> None:
 
 @pytest.mark.parametrize("name", ["", "x" * 254, "a b", "a\n", "a\x00b", "\u2028"])
 def test_names_are_printable_without_white_space_and_at_most_253_characters(name: str) -> None:
+    """W2."""
     with pytest.raises(InvalidValueError):
         node_name(name)
 
 
 def test_a_model_name_has_no_hash_sign() -> None:
-    """W2."""
+    """W2: any other printable sign will do."""
+    for name in ("Qwen/Qwen3-32B:q4", "modèle_1.5+fine@tuned%", "名前"):
+        assert model_name(name) == name
     with pytest.raises(InvalidValueError):
         model_name("m#1")
 

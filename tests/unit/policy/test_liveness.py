@@ -7,8 +7,9 @@ from modelyard_events.node import NodeDeparted, NodeIncarnationStarted, NodeLost
 from modelyard_events.replica import ReplicaUnloaded
 from modelyard_events.telemetry import Heartbeat
 from modelyard_projections.fleet import Departed
-from modelyard_services.policy.liveness import clear_mass_loss
-from tests.support.given import a_model, a_ready_replica, an_approved_node, some_facts
+from modelyard_services.policy.liveness import clear_mass_loss, judge
+from modelyard_services.policy.tokens import digest_of
+from tests.support.given import a_model, a_ready_replica, an_approved_node, incarnation_of, some_facts
 from tests.support.world import World
 
 
@@ -73,6 +74,57 @@ def test_a_former_lifes_heartbeat_brings_nobody_back() -> None:
     world.after(61).beat("n0", "n1", "n2", "n3")
     world.settle()
     assert lost(world) == ["n4"]
+
+
+def test_a_node_that_this_observer_never_heard_has_a_full_timeout_from_its_connection() -> None:
+    """N9: however long the log says that it is there."""
+    world = World(*nodes(5))
+    world.after(1_000)
+    world.connected_seconds = world.seconds
+    assert world.after(59).settle() == []
+    world.after(2).settle()
+    assert len(lost(world)) == 5
+
+
+def test_a_former_lifes_late_heartbeats_keep_nobody_alive() -> None:
+    """N9, N2: silence is the present life's."""
+    world = World(*nodes(5))
+    world.after(100).append(
+        NodeIncarnationStarted(
+            node="n4", incarnation=IncarnationId("second"), facts=some_facts(), secret_digest=digest_of("directory")
+        )
+    )
+    world.after(59)
+    former = Heartbeat(NodeName("n4"), incarnation_of("n4"), world.fleet.sequence)
+    world.demand.hear_node(former, now_ns=world.now_ns)
+    world.after(2).beat("n0", "n1", "n2", "n3")
+    world.settle()
+    assert lost(world) == ["n4"]
+
+
+def test_an_observer_that_is_cut_off_ends_no_grace() -> None:
+    """N9: silence counts only while it could hear, and so does its end."""
+    world = World(*nodes(5), *a_model(), *a_ready_replica("r-1", node="n4"))
+    world.after(61).beat("n0", "n1", "n2", "n3")
+    world.settle()
+    world.after(3_600).connected_seconds = None
+    assert judge(world.view()) == []
+    world.connected_seconds = world.seconds
+    world.beat("n0", "n1", "n2", "n3")
+    assert {action.key.split("/")[0] for action in judge(world.view())} == {"grace"}
+
+
+def test_the_brake_holds_in_the_pass_and_again_where_the_end_is_decided() -> None:
+    """N9: an alarm that comes between the two ends nothing either."""
+    world = World(*nodes(5), *a_model(), *a_ready_replica("r-1", node="n4"))
+    world.after(61).beat("n0", "n1", "n2", "n3")
+    world.settle()
+    world.after(3_600).beat("n0", "n1", "n2", "n3")
+    (due,) = judge(world.view())
+    assert due.decide(world.fleet, due.command)
+    world.append(FleetMassLossDeclared(nodes=("n4",), fleet_size=5))
+    assert list(due.decide(world.fleet, due.command)) == []
+    assert [action.key for action in judge(world.view()) if action.key.startswith("grace/")] == []
 
 
 def test_heartbeats_of_another_life_recover_nobody() -> None:

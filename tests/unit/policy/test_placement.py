@@ -19,7 +19,7 @@ from modelyard_events.node import (
 from modelyard_events.replica import ReplicaLoadFailed, ReplicaPlaced
 from modelyard_events.reservation import OperatorHolder, ReservationGranted, ReservationResized
 from modelyard_events.selectors import parse_selector
-from modelyard_events.sizes import Bytes
+from modelyard_events.sizes import Bytes, Fraction
 from modelyard_events.spec import Estimate, ModelSpec, Schedule, SpreadAll
 from modelyard_events.telemetry import Heartbeat, ReplicaReading, RouterReport
 from modelyard_projections.demand import Demand
@@ -307,6 +307,16 @@ def test_replicas_of_one_model_share_a_node_though_their_model_is_in_a_group() -
     spec = some_spec(groups=("heavy",))
     history = given(*an_approved_node(slots=2), *a_model(spec=spec), *a_ready_replica(groups=("heavy",)))
     assert placed(history).replica_index == 1
+
+
+def test_a_share_of_a_node_is_the_same_share_of_each_of_its_gpus() -> None:
+    """N12: half a node with two GPUs isn't one of them whole."""
+    half = NodeVramBudgetOverridden(node="n1", vram_budget=Fraction(0.5))
+    history = [*an_approved_node(gpus=2, vram=16 * GIB), half]
+    assert placed(given(*history, *a_model(spec=some_spec(vram=8 * GIB)))).vram == {0: 8 * GIB}
+    found = refusal(*history, *a_model(spec=some_spec(vram=9 * GIB))).refused
+    assert found is not None
+    assert found.message == "0/1 nodes: 1 vram (short by 1.0 GiB)"
 
 
 def test_a_file_size_gives_the_footprint_with_a_fifth_on_top() -> None:

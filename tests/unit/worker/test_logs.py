@@ -84,6 +84,7 @@ def test_lines_that_a_full_disk_costs_are_counted_and_told(tmp_path: Path) -> No
 
 
 def test_stderr_is_told_apart(tmp_path: Path) -> None:
+    """W5."""
     log = keeper.Log(tmp_path)
     log.write(b"o", [b"out"])
     log.write(b"e", [b"error one", b"error two"])
@@ -100,3 +101,9 @@ def test_a_bare_name_reaches_its_own_replicas_and_no_other_models(model: str, in
     assert not reaches(process_key(model, index + 1), key)
     for other in (model + "x", "x" + model, model[:-1]):
         assert not reaches(other, key)
+
+
+def test_a_key_is_exact_however_its_index_goes_on() -> None:
+    """W2: `m#1` is not `m#10`."""
+    assert reaches("m#1", process_key("m", 1))
+    assert not reaches("m#1", process_key("m", 10))
