@@ -16,7 +16,7 @@ from modelyard_events.node import (
     NodeRegistered,
     NodeVramBudgetOverridden,
 )
-from modelyard_events.replica import ReplicaLoadFailed, ReplicaPlaced
+from modelyard_events.replica import ProcessExit, ReplicaCrashed, ReplicaLoadFailed, ReplicaPlaced
 from modelyard_events.reservation import OperatorHolder, ReservationGranted, ReservationResized
 from modelyard_events.selectors import parse_selector
 from modelyard_events.sizes import Bytes, Fraction
@@ -513,6 +513,38 @@ def test_a_failed_load_backs_off_on_its_node_and_others_are_tried() -> None:
     assert found.message == "0/1 nodes: 1 backoff (for 6 s)"
     later = msgspec.structs.replace(soon, now_ns=soon.now_ns + 7 * SECOND_NS)
     assert place(alone.fleet, Readings(), later).refused is None
+
+
+def test_a_crash_backs_off_like_a_failed_load() -> None:
+    """W5, T6: what crashes as soon as it is ready isn't started again in a hot loop; a load that works resets it."""
+    crashed = ReplicaCrashed(node="n1", replica=ReplicaId("r-1"), exit=ProcessExit(exit_code=70))
+    history = given(*an_approved_node(slots=2), *a_model(), *a_ready_replica("r-1"), crashed)
+    soon = msgspec.structs.replace(request(), now_ns=history.fleet.time_ns + 4 * SECOND_NS)
+    found = place(history.fleet, Readings(), soon).refused
+    assert found is not None
+    assert found.message == "0/1 nodes: 1 backoff (for 6 s)"
+    record(history.fleet, *a_ready_replica("r-2", index=1))
+    assert place(history.fleet, Readings(), soon).refused is not None, "both slots are taken"
+    assert history.fleet.nodes[NodeName("n1")].load_failures == {}
+
+
+def test_the_back_off_doubles_up_to_five_minutes_for_that_model_alone() -> None:
+    """T6: 10, 20, 40, 80, 160, 300 seconds."""
+    history = given(*an_approved_node(slots=1), *a_model(), *a_model("other"))
+    for number, seconds in enumerate((10, 20, 40, 80, 160, 300, 300)):
+        replica = f"r-{number}"
+        record(
+            history.fleet,
+            *a_loading_replica(replica),
+            ReplicaLoadFailed(node="n1", replica=ReplicaId(replica), detail="boom"),
+        )
+        failed_ns = history.fleet.time_ns
+        record(history.fleet, *end(history.fleet, [ReplicaId(replica)], reason="load_failed"))
+        for after, refused in ((seconds - 1, True), (seconds, False)):
+            asked = msgspec.structs.replace(request(), now_ns=failed_ns + after * SECOND_NS)
+            assert (place(history.fleet, Readings(), asked).refused is not None) is refused, (number, after)
+    soon = msgspec.structs.replace(request("other"), now_ns=history.fleet.time_ns)
+    assert place(history.fleet, Readings(), soon).refused is None
 
 
 def test_a_model_nobody_defined_is_unknown() -> None:
