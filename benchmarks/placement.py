@@ -24,7 +24,7 @@ from modelyard_services.policy.ending import end
 from modelyard_services.policy.index import PlacementIndex
 from modelyard_services.policy.placement import Request, place
 from modelyard_services.policy.readings import Readings, read
-from modelyard_services.policy.survey import Surveyor, survey
+from modelyard_services.policy.searcher import PLAIN, Searcher
 
 GIB = 2**30
 SIZES_GIB = (24, 48, 80, 141)
@@ -52,7 +52,7 @@ def measure(nodes: int, *, seconds: float, plain: bool, refused: bool) -> tuple[
     fleet, readings = build(nodes)
     fleet.take_touched()
     index = PlacementIndex()
-    search: Surveyor = survey if plain else index.survey
+    search: Searcher = PLAIN if plain else index
     spent: list[int] = []
     placed: list[ReplicaId] = []
     started = time.perf_counter()

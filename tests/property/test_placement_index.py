@@ -16,15 +16,18 @@ from modelyard_services.policy.index import PlacementIndex
 from modelyard_services.policy.placement import Request, wish_of
 from modelyard_services.policy.ranked import Ranked
 from modelyard_services.policy.readings import NodeReading, Readings
+from modelyard_services.policy.searcher import PLAIN
 from modelyard_services.policy.survey import survey
 from tests.property.test_placement_invariants import MODELS, NODES, AnyFleet, some_gib
-from tests.support.given import GIB
+from tests.support.given import GIB, SECOND_NS, START_NS
 
 node_readings = st.builds(
     NodeReading,
     vram_free=st.dictionaries(st.integers(-1, 2), some_gib, max_size=3),
     disk_free=st.one_of(st.none(), some_gib),
 )
+shown = st.one_of(st.none(), st.dictionaries(st.integers(-1, 2), some_gib, max_size=2))
+uses = st.integers(-10, 2_000).map(lambda seconds: START_NS + seconds * SECOND_NS)
 
 
 class IndexedFleet(AnyFleet):
@@ -38,7 +41,14 @@ class IndexedFleet(AnyFleet):
     def measure(self, nodes: dict[str, NodeReading], data: st.DataObject) -> None:
         replicas = sorted(self.world.fleet.replicas)
         busy = data.draw(st.dictionaries(st.sampled_from(replicas), st.integers(0, 3))) if replicas else {}
-        self.readings = Readings({NodeName(name): reading for name, reading in nodes.items()}, busy, knows_routers=True)
+        used = data.draw(st.dictionaries(st.sampled_from(replicas), uses)) if replicas else {}
+        visible = data.draw(st.dictionaries(st.sampled_from(replicas), shown)) if replicas else {}
+        self.readings = Readings(
+            {NodeName(name): msgspec.structs.replace(reading, visible=visible) for name, reading in nodes.items()},
+            busy,
+            used,
+            knows_routers=data.draw(st.sampled_from([True, True, True, False])),
+        )
 
     @rule(node=st.sampled_from(NODES))
     def remove_node(self, node: str) -> None:
@@ -60,11 +70,20 @@ class IndexedFleet(AnyFleet):
             wish = wish_of(fleet, Request(model=ModelName(model), command=CommandId("c"), now_ns=self.world.now_ns))
             for variant in _variants(wish):
                 assert self.index.survey(fleet, self.readings, variant) == survey(fleet, self.readings, variant)
+                room = PLAIN.make_room(fleet, self.readings, variant)
+                assert self.index.make_room(fleet, self.readings, variant) == room
 
 
 def _variants(wish: Wish) -> list[Wish]:
     replace = msgspec.structs.replace
-    return [wish, replace(wish, disk=10 * GIB), replace(wish, per_gpu=None), replace(wish, binpack=not wish.binpack)]
+    return [
+        wish,
+        replace(wish, disk=10 * GIB),
+        replace(wish, per_gpu=None),
+        replace(wish, binpack=not wish.binpack),
+        replace(wish, per_gpu=30 * GIB, groups=("h",)),
+        replace(wish, model=ModelName("unknown"), per_gpu=8 * GIB, gpus=2, now_ns=wish.now_ns + 100 * SECOND_NS),
+    ]
 
 
 IndexedFleet.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

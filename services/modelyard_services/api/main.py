@@ -35,7 +35,7 @@ async def serve(settings: ApiSettings, stop: asyncio.Event, *, joined: Joined) -
         index = PlacementIndex()
         runtime.on_batch(lambda _events, touched: index.note(runtime.fleet, touched))
         async with joined(router, access) as gateway:
-            service = Service(runtime, access, router, database, index.survey, router.homes)
+            service = Service(runtime, access, router, database, index, router.homes)
             app = build_app(service, gateway=gateway)
             await until(stop, serve_http(app, host=settings.host, port=settings.port))
 

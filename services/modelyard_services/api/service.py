@@ -28,7 +28,7 @@ from modelyard_services.errors import (
 )
 from modelyard_services.policy.access import Access, Identity
 from modelyard_services.policy.readings import Readings, read
-from modelyard_services.policy.survey import Surveyor, survey
+from modelyard_services.policy.searcher import PLAIN, Searcher
 from modelyard_services.router.router import Router
 
 ApiRequest = Request[Any, Identity, State]
@@ -52,7 +52,7 @@ class Service(msgspec.Struct, frozen=True):
     access: Access
     router: Router | None = None
     database: Database | None = None
-    search: Surveyor = survey
+    search: Searcher = PLAIN
     homes: Homes = msgspec.field(default_factory=Homes)
 
     @property

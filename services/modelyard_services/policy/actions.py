@@ -18,7 +18,7 @@ from modelyard_projections.fleet import Fleet, ModelState, ScheduleState, Touche
 from modelyard_services.policy.account import POLICY, clipped
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.relief import Marks
-from modelyard_services.policy.survey import Surveyor, survey
+from modelyard_services.policy.searcher import PLAIN, Searcher
 
 NANOSECONDS = 1_000_000_000
 
@@ -87,7 +87,7 @@ class View(msgspec.Struct, frozen=True):
     readings: Readings
     moment: Moment
     watch: Watch = Watch()
-    search: Surveyor = survey
+    search: Searcher = PLAIN
 
     def in_flight(self, replica: ReplicaId) -> int:
         return self.readings.in_flight.get(replica, 0)

@@ -117,7 +117,7 @@ def _shortfall(view: View, model: ModelState, before: Watch, changes: Sequence[R
 def _refusal(fleet: Fleet, view: View, model: ModelName) -> Outcome | None:
     """What placing one more comes to where it fails for lack of capacity; None where it doesn't."""
     request = asking(fleet, fleet.models[model], CommandId("breaker"), view.moment.log_ns)
-    found = view.search(fleet, view.readings, wish_of(fleet, request))
+    found = view.search.survey(fleet, view.readings, wish_of(fleet, request))
     # A node that would take it once its back-off is over lacks no capacity, only patience (T6).
     if found.best or any(count.filter == "backoff" for count in found.filters):
         return None
@@ -167,7 +167,7 @@ def _opened(fleet: Fleet, _command: CommandId, *, view: View, model: ModelName, 
     if lack is None or outcome is None or outcome.refused is None:
         return []
     request = asking(fleet, state, CommandId("breaker"), view.moment.log_ns)
-    found = view.search(fleet, view.readings, wish_of(fleet, request))
+    found = view.search.survey(fleet, view.readings, wish_of(fleet, request))
     decision = account(fleet, view.readings, found, kind="breaker", outcome=f"{lack}: {outcome.refused.message}")
     figures = {"failed_passes": passes, "lack": clipped(lack)}
     unblock = outcome.refused.unblock

@@ -61,7 +61,7 @@ def _short_of_ready(view: View, name: ModelName) -> int:
     missing = shortage(view.fleet, model)
     if missing:
         request = Request(model=name, command=CommandId("drain"), now_ns=view.moment.log_ns)
-        fits = bool(view.search(view.fleet, view.readings, wish_of(view.fleet, request)).best)
+        fits = bool(view.search.survey(view.fleet, view.readings, wish_of(view.fleet, request)).best)
         coming += missing if fits else 0
     return min(coming, max(0, floor(model) - sum(is_ready(state) for state in staying)))
 

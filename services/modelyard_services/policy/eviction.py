@@ -44,6 +44,9 @@ LOOKED_INTO_MAX: Final = 8
 
 Cost = tuple[object, ...]
 
+Distance = tuple[int, int, str]
+"""How far a node is from a plan: memory missing, replicas in the way, its name."""
+
 
 class Victim(msgspec.Struct, frozen=True):
     """A replica that ends to make room, and what for."""
@@ -82,6 +85,10 @@ class Blocked(msgspec.Struct, frozen=True):
     short: int | None
     keys: tuple[Resident, ...] = ()
 
+    @property
+    def distance(self) -> Distance:
+        return self.short or 0, len(self.holders), self.node.name
+
 
 class Search(msgspec.Struct, frozen=True):
     """The cheapest plan; without one, the node that is closest to having one."""
@@ -91,27 +98,42 @@ class Search(msgspec.Struct, frozen=True):
 
 
 def make_room(scene: Scene, nodes: Iterable[NodeState]) -> Search:
-    """The cheapest plan over `nodes`."""
+    """The cheapest plan over `nodes`, by a trial on each: the plain form, which says what a faster one must answer."""
     spares: Spares = {}
-    trials = [
-        Trial(scene, node, residents(scene, scene.fleet.replicas_on(node.name), spares))
+    plan, blocked = first_cheapest(
+        ((), Trial(scene, node, residents(scene, scene.fleet.replicas_on(node.name), spares)))
         for node in nodes
-        if node.replicas and _could_help(scene, node)
-    ]
-    trials.sort(key=lambda trial: trial.at_least)
+        if node.replicas and could_help(scene, node)
+    )
+    return Search(plan) if plan is not None else Search(blocked=nearest(blocked))
+
+
+def first_cheapest(trials: Iterable[tuple[Cost, "Trial"]]) -> tuple[Plan | None, list["Held"]]:
+    """The cheapest plan of `trials`, which come by what a plan of theirs costs at least; and those that have none."""
     best: tuple[Cost, Plan] | None = None
-    blocked: list[tuple[Blocked, Trial]] = []
-    for trial in trials:
-        if best is not None and best[0] < trial.at_least:
+    held: list[Held] = []
+    for at_least, trial in trials:
+        if best is not None and best[0] < at_least:
             break
         found = trial.plan()
         if isinstance(found, Blocked):
-            blocked.append((found, trial))
+            held.append((found, trial))
         elif best is None or found[0] < best[0]:
             best = found
-    if best is not None:
-        return Search(best[1])
-    return Search(blocked=_nearest(blocked))
+    return None if best is None else best[1], held
+
+
+def nearest(held: Iterable["Held"]) -> Blocked | None:
+    """The node that is closest to a plan: one replica in the way, or the least memory missing."""
+    closest = heapq.nsmallest(
+        LOOKED_INTO_MAX, (each for each in held if each[0].holders), key=lambda each: each[0].distance
+    )
+    looked_into: list[Blocked] = []
+    for blocked, trial in closest:
+        looked_into.append(trial.with_keys(blocked))
+        if looked_into[-1].keys:
+            return looked_into[-1]
+    return looked_into[0] if looked_into else None
 
 
 class Trial:
@@ -124,13 +146,6 @@ class Trial:
         self._models = Counter(each.state.model for each in members)
         self._in_way = {each.state.id for each in members if shared_groups(scene.wish, each.state)}
         self._by_size = scene.fleet.settings.eviction_order == "size"
-
-    @property
-    def at_least(self) -> Cost:
-        """No plan of this node costs less."""
-        oldest = next((each.used_ns for each in self._members if each.goes or each.obstacle == "young"), 0)
-        leaving = any(each.leaving for each in self._members)
-        return () if leaving or self._by_size else ((oldest,),)
 
     def plan(self) -> tuple[Cost, Plan] | Blocked:
         """The cheapest plan of this node with its cost."""
@@ -267,7 +282,7 @@ class Trial:
 
     def _short(self) -> int | None:
         wish = self._scene.wish
-        rejected = vram_rejection(wish, self._node, self._space.room().fit(wish.gpus))
+        rejected = vram_rejection(wish, self._node, self._space.fit(wish.gpus))
         return rejected.figure if rejected is not None and isinstance(rejected.figure, int) else None
 
     def _blocked(self, lack: str) -> Blocked:
@@ -279,18 +294,10 @@ class Trial:
         return Blocked(self._node, lack, tuple(holders), self._short() if lack == "vram" else None)
 
 
-def _could_help(scene: Scene, node: NodeState) -> bool:
+def could_help(scene: Scene, node: NodeState) -> bool:
+    """Whether an eviction on `node` might: nothing stands against it but what residents hold."""
     return all(judge(scene, node) is None for judge in UNHELPFUL) and fits_when_empty(scene.wish, node)
 
 
-def _nearest(found: list[tuple[Blocked, Trial]]) -> Blocked | None:
-    """The node that is closest to a plan: one replica in the way, or the least memory missing."""
-    closest = heapq.nsmallest(
-        LOOKED_INTO_MAX, (each for each in found if each[0].holders), key=lambda e: _distance(e[0])
-    )
-    looked_into = [trial.with_keys(blocked) for blocked, trial in closest]
-    return min(looked_into, key=lambda each: (not each.keys, *_distance(each)), default=None)
-
-
-def _distance(blocked: Blocked) -> tuple[int, int, str]:
-    return blocked.short or 0, len(blocked.holders), blocked.node.name
+Held = tuple[Blocked, Trial]
+"""A trial that found no plan, and why."""

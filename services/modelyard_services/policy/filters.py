@@ -208,8 +208,7 @@ def rejection(scene: Scene, node: NodeState, *, ignoring: str | None = None) -> 
 
 def vram_rejection(wish: Wish, node: NodeState, fit: int) -> Rejection | None:
     """Whether `fit` bytes a device are too few; an unknown footprint needs any at all, where there are devices."""
-    asks_devices = bool(node.devices) or wish.gpus > 1
-    needed = wish.per_gpu if wish.per_gpu is not None else int(asks_devices)
+    needed = vram_needed(wish, node)
     if needed <= fit:
         return None
     # The gap is to what the devices have; where there are too few of them, all of it is missing.
@@ -230,6 +229,11 @@ def lacking(wish: Wish, node: NodeState) -> str:
     if wish.gpus > 1:
         return f"each of {wish.gpus} GPUs of {node.name}"
     return f"one GPU of {node.name}" if len(node.devices) > 1 else node.name
+
+
+def vram_needed(wish: Wish, node: NodeState) -> int:
+    """Bytes that must be free on each of its devices; of an unknown footprint nothing but that there are any."""
+    return int(bool(node.devices) or wish.gpus > 1) if wish.per_gpu is None else wish.per_gpu
 
 
 def fits_when_empty(wish: Wish, node: NodeState) -> bool:

@@ -4,14 +4,15 @@ Invariant: `PlacementIndex.survey(fleet, readings, wish) == survey(fleet, readin
 and wish (tests/property/test_placement_index.py). When in doubt it builds itself anew.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Final
 
 from modelyard_events.decision import EXAMPLES_MAX, Figure, FilterCount
 from modelyard_events.ids import NodeName, ReplicaId
-from modelyard_projections.fleet import Fleet, Touched
-from modelyard_services.policy import survey as plain
+from modelyard_projections.fleet import Fleet, NodeState, Touched
+from modelyard_services.policy.clearances import Clearances
+from modelyard_services.policy.eviction import Search
 from modelyard_services.policy.filters import (
     REPLICAS_PER_NODE_MAX,
     Scene,
@@ -22,6 +23,7 @@ from modelyard_services.policy.filters import (
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.rows import Row, Rows
 from modelyard_services.policy.scores import Candidate
+from modelyard_services.policy.searcher import PLAIN
 from modelyard_services.policy.survey import BEST_MAX, Survey
 
 SELECTORS_MAX: Final = 512
@@ -35,9 +37,13 @@ class PlacementIndex:
         self._rows: Rows | None = None
         self._sequence = -1
         self._changed: set[NodeName] = set()
+        self._clearances: Clearances | None = None
 
     def note(self, fleet: Fleet, touched: Iterable[Touched]) -> None:
         """`fleet` has folded on to its sequence, and `touched` is all that changed."""
+        touched = list(touched)
+        if self._clearances is not None:
+            self._clearances.note(touched)
         for kind, key in touched:
             if kind == "node":
                 self._changed.add(NodeName(key))
@@ -48,25 +54,34 @@ class PlacementIndex:
     def survey(self, fleet: Fleet, readings: Readings, wish: Wish) -> Survey:
         """What `survey` answers, for a fleet that this index follows or for any other."""
         if wish.node is not None:
-            return plain.survey(fleet, readings, wish)
+            return PLAIN.survey(fleet, readings, wish)
         rows = self._follow(fleet, readings)
         return _Search(rows, wish).survey()
+
+    def make_room(self, fleet: Fleet, readings: Readings, wish: Wish) -> Search:
+        """What `make_room` answers over all that the wish is about."""
+        if wish.node is not None:
+            return PLAIN.make_room(fleet, readings, wish)
+        rows = self._follow(fleet, readings)
+        if self._clearances is None or self._clearances.fleet is not rows.fleet:
+            self._clearances = Clearances(rows.fleet)
+        return self._clearances.make_room(readings, wish, _Search(rows, wish).could_help())
 
     def _follow(self, fleet: Fleet, readings: Readings) -> Rows:
         rows = self._rows
         known = rows is not None and rows.fleet is fleet and self._sequence == fleet.sequence
         if rows is None or not known or rows.selectors > SELECTORS_MAX or not self._refresh(rows, readings):
-            rows = self._rows = Rows(fleet, readings)
+            rows, self._clearances = Rows(fleet, readings), None
+            self._rows = rows
         self._sequence = fleet.sequence
         self._changed.clear()
         return rows
 
     def _refresh(self, rows: Rows, readings: Readings) -> bool:
         """Bring `rows` up to date; False where only building anew can (a node was removed, or came anew)."""
-        changed = set(self._changed)
         if readings is not rows.readings:
-            changed |= _read_otherwise(rows, readings)
-            rows.readings = readings
+            self._hear(rows, readings)
+        changed = self._changed
         for name in changed:
             node, row = rows.fleet.nodes.get(name), rows.by_name.get(name)
             if node is None or (row is not None and row.node is not node):
@@ -76,22 +91,35 @@ class PlacementIndex:
             rows.refresh(rows.fleet.nodes[NodeName(name)])
         return True
 
+    def _hear(self, rows: Rows, readings: Readings) -> None:
+        """Take note of what `readings` show otherwise than those before."""
+        leased: set[NodeName] = set()
+        turned: set[NodeName] = set()
+        was, now = rows.readings.in_flight, readings.in_flight
+        for replica in _leased_otherwise(was, now):
+            if (state := rows.fleet.replicas.get(replica)) is not None and state.node in rows.by_name:
+                leased.add(state.node)
+                if bool(was.get(replica)) != bool(now.get(replica)):
+                    turned.add(state.node)
+        rows.readings = readings
+        measured = [row for row in rows.list if row.reading != readings.of(row.node.name)]
+        for row in measured:
+            rows.measure(row)
+        for name in leased:
+            rows.lease(rows.by_name[name])
+        if self._clearances is not None:
+            self._clearances.hear((row.node.name for row in measured), turned)
+
 
 def _new(rows: Rows) -> list[NodeName]:
     known = len(rows.list)
     return list(islice(rows.fleet.nodes, known, None)) if known < len(rows.fleet.nodes) else []
 
 
-def _read_otherwise(rows: Rows, readings: Readings) -> set[NodeName]:
-    """The nodes that `readings` show otherwise than what `rows` were entered with."""
-    changed = {row.node.name for row in rows.list if row.reading != readings.of(row.node.name)}
-    for leases in (rows.readings.in_flight, readings.in_flight):
-        for replica in leases:
-            if rows.readings.in_flight.get(replica) != readings.in_flight.get(replica):
-                state = rows.fleet.replicas.get(replica)
-                if state is not None:
-                    changed.add(state.node)
-    return changed
+def _leased_otherwise(was: Mapping[ReplicaId, int], now: Mapping[ReplicaId, int]) -> Iterator[ReplicaId]:
+    """The replicas with more or fewer requests on them than before."""
+    yield from (replica for replica, leases in now.items() if was.get(replica) != leases)
+    yield from was.keys() - now.keys()
 
 
 class _Search:
@@ -118,6 +146,15 @@ class _Search:
             nearest=self._nearest,
         )
 
+    def could_help(self) -> Iterator[NodeState]:
+        """The nodes that only their residents keep from taking the wish, or nothing at all."""
+        self._judge_nodes()
+        self._reject_disk()
+        self._reject_full()
+        self._reject_backing_off()
+        self._left &= self._rows.having("node", "occupied") & (self._fits_empty() if self._left else 0)
+        return (row.node for row in self._in(self._left))
+
     def _judge_nodes(self) -> None:
         for name in ("type", "admitted", "alive", "schedulable"):
             self._reject(name, self._rows.having("fails", name))
@@ -135,8 +172,7 @@ class _Search:
             )
             self._reject("max_per_node", enough, wish.max_per_node, wish.max_per_node)
         self._reject_slots()
-        full = rows.having("node", "full")
-        self._reject("replicas", full, REPLICAS_PER_NODE_MAX, REPLICAS_PER_NODE_MAX)
+        self._reject_full()
         self._reject("exclusive", rows.having("node", "occupied" if wish.per_gpu is None else "exclusive"))
         self._reject_vram(fits_empty)
         self._reject_backing_off()
@@ -194,6 +230,10 @@ class _Search:
         if taken:
             caps = [cap for cap, mask in self._rows.sets["cap"].items() if isinstance(cap, int) and mask & taken]
             self._reject("slot", taken, min(caps), max(caps))
+
+    def _reject_full(self) -> None:
+        full = self._rows.having("node", "full")
+        self._reject("replicas", full, REPLICAS_PER_NODE_MAX, REPLICAS_PER_NODE_MAX)
 
     def _reject_vram(self, fits_empty: int) -> None:
         needed = self._needed

@@ -11,10 +11,10 @@ from modelyard_services.policy.actions import Moment, View, Watch
 from modelyard_services.policy.breaker import count_shortfalls
 from modelyard_services.policy.deadlines import observe
 from modelyard_services.policy.readings import read
-from modelyard_services.policy.survey import Surveyor, survey
+from modelyard_services.policy.searcher import PLAIN, Searcher
 
 
-def look(before: Watch, fleet: Fleet, demand: Demand, moment: Moment, *, search: Surveyor = survey) -> View:
+def look(before: Watch, fleet: Fleet, demand: Demand, moment: Moment, *, search: Searcher = PLAIN) -> View:
     """The view at `moment`; its watch is what the next look begins with."""
     watch = observe(before, fleet=fleet, demand=demand, now_ns=moment.log_ns)
     readings = read(fleet, demand, heard_ns=moment.heard_ns, connected_ns=moment.connected_ns)

@@ -4,7 +4,8 @@ Invariant: free is what the budget leaves over all live reservations, and never 
 what is reserved but not in that measurement yet; what has ended since it was taken is no part of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from typing import Self
 
 import msgspec
@@ -32,10 +33,21 @@ class Room(msgspec.Struct, frozen=True):
         return max(0, min(free[gpus - 1], self.total // gpus))
 
 
+class Gain(msgspec.Struct, frozen=True):
+    """What comes free when a replica ends: in all, and by device of the budget and of the measured memory."""
+
+    total: int
+    devices: tuple[tuple[int, int, int], ...]
+
+    def most_on(self, device: int) -> int:
+        """What comes free on `device` at most."""
+        return max((max(budgeted, measured) for each, budgeted, measured in self.devices if each == device), default=0)
+
+
 class Space:
     """What is free on a node, to the byte and below zero too, while replicas are taken away in thought.
 
-    Invariant: `add` and `remove` of one replica leave it as it was.
+    Invariant: `without` and `put_back` of one replica leave it as it was.
     """
 
     def __init__(self, fleet: Fleet, node: NodeState, reading: NodeReading) -> None:
@@ -50,6 +62,7 @@ class Space:
             for device, free in reading.vram_free.items()
             if device in self._within_budget
         }
+        self._gains: dict[ReplicaId, Gain] = {}
 
     def without(self, *replicas: ReplicaState) -> Self:
         """The space once `replicas` have ended."""
@@ -57,27 +70,74 @@ class Space:
             self._free(replica, sign=1)
         return self
 
-    def put_back(self, replica: ReplicaState) -> None:
-        """`replica` stays after all."""
-        self._free(replica, sign=-1)
+    def put_back(self, *replicas: ReplicaState) -> Self:
+        """The space with `replicas` there after all."""
+        for replica in replicas:
+            self._free(replica, sign=-1)
+        return self
 
     def room(self) -> Room:
         """What placement may use of it."""
-        devices = {
-            device: max(0, min(free, self._measured.get(device, free))) for device, free in self._within_budget.items()
-        }
+        devices = {device: max(0, self.level(device)) for device in self._within_budget}
         return Room(devices, max(0, min(self._whole, sum(devices.values()))))
 
+    def fit(self, gpus: int) -> int:
+        """`room().fit(gpus)`, without the room."""
+        if gpus > 1 and (len(self._within_budget) < gpus or HOST_MEMORY in self._within_budget):
+            return -1
+        if not self._within_budget:
+            return 0
+        levels = [self.level(device) for device in self._within_budget]
+        least = max(levels) if gpus == 1 else sorted(levels, reverse=True)[gpus - 1]
+        # The devices' sum never binds: the `gpus` fullest alone come to that much.
+        return max(0, min(least, self._whole // gpus))
+
+    def climb(self, replicas: Iterable[ReplicaState], gpus: int) -> Iterator[int]:
+        """`fit` as it is, and as each of `replicas` ends, one after another; this space stays as it was."""
+        space = self.copy()
+        yield space.fit(gpus)
+        for replica in replicas:
+            yield space.without(replica).fit(gpus)
+
+    def copy(self) -> Self:
+        """Another space that is as this one is now."""
+        copied = copy(self)
+        copied._within_budget = dict(self._within_budget)  # noqa: SLF001 - one of its own kind
+        copied._measured = dict(self._measured)  # noqa: SLF001
+        return copied
+
+    @property
+    def whole(self) -> int:
+        """What is free within the node's budget."""
+        return self._whole
+
+    @property
+    def devices(self) -> Iterable[int]:
+        return self._within_budget
+
+    def level(self, device: int) -> int:
+        """What is free on `device`."""
+        free = self._within_budget[device]
+        return min(free, self._measured.get(device, free))
+
+    def gain(self, replica: ReplicaState) -> Gain:
+        """What comes free when `replica` ends."""
+        found = self._gains.get(replica.id)
+        if found is None:
+            held = self._fleet.reservations[replica.reservation].vram
+            seen = _measurable(held, self._reading, replica.id) if self._measured else held
+            devices = self._within_budget.keys() & {*held, *seen}
+            figures = tuple((each, held.get(each, 0), seen.get(each, 0)) for each in devices)
+            found = self._gains[replica.id] = Gain(sum(held.values()), figures)
+        return found
+
     def _free(self, replica: ReplicaState, *, sign: int) -> None:
-        held = self._fleet.reservations[replica.reservation].vram
-        self._whole += sign * sum(held.values())
-        for device, size in held.items():
-            if device in self._within_budget:
-                self._within_budget[device] += sign * size
-        if self._measured:
-            for device, size in _measurable(held, self._reading, replica.id).items():
-                if device in self._measured:
-                    self._measured[device] += sign * size
+        gain = self.gain(replica)
+        self._whole += sign * gain.total
+        for device, budgeted, measured in gain.devices:
+            self._within_budget[device] += sign * budgeted
+            if device in self._measured:
+                self._measured[device] += sign * measured
 
 
 def room(fleet: Fleet, node: NodeState, reading: NodeReading) -> Room:

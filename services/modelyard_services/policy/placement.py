@@ -21,14 +21,15 @@ from modelyard_projections.fleet import Fleet, ModelState, NodeState
 from modelyard_services.errors import ModelUnknownError, NotFoundError, StaleRevisionError
 from modelyard_services.policy.account import account, clipped
 from modelyard_services.policy.evicting import evict, in_place_of, in_the_way, unlock
-from modelyard_services.policy.eviction import Blocked, Plan, Search, make_room
+from modelyard_services.policy.eviction import Blocked, Plan, Search
 from modelyard_services.policy.explain import by_gpu, message, unblock
 from modelyard_services.policy.filters import Scene, Wish
 from modelyard_services.policy.footprint import Footprint, footprint, load_seconds
 from modelyard_services.policy.identity import replica_id, reservation_id
 from modelyard_services.policy.memory import choose_devices, room
 from modelyard_services.policy.readings import Readings
-from modelyard_services.policy.survey import Survey, Surveyor, considered, survey
+from modelyard_services.policy.searcher import PLAIN, Searcher
+from modelyard_services.policy.survey import Survey
 from modelyard_services.policy.victims import PASSING
 
 HELD_UP_SECONDS: Final = 30.0
@@ -81,7 +82,7 @@ class Outcome(msgspec.Struct, frozen=True):
     refused: Refused | None = None
 
 
-def place(fleet: Fleet, readings: Readings, request: Request, *, search: Surveyor = survey) -> Outcome:
+def place(fleet: Fleet, readings: Readings, request: Request, *, search: Searcher = PLAIN) -> Outcome:
     """One more replica of the model where it fits best.
 
     Raises:
@@ -92,9 +93,9 @@ def place(fleet: Fleet, readings: Readings, request: Request, *, search: Surveyo
     model, spec = _defined(fleet, request)
     size = footprint_of(fleet, model, spec)
     wish = wish_of(fleet, request)
-    found = search(fleet, readings, wish)
+    found = search.survey(fleet, readings, wish)
     if not found.best:
-        return _evict_or_refuse(fleet, readings, request, found)
+        return _evict_or_refuse(fleet, readings, request, found, search)
     node = fleet.nodes[found.best[0].node]
     free = room(fleet, node, readings.of(node.name))
     held = choose_devices(free, gpus=wish.gpus, per_gpu=wish.per_gpu, binpack=wish.binpack)
@@ -103,7 +104,7 @@ def place(fleet: Fleet, readings: Readings, request: Request, *, search: Surveyo
     return claim(fleet, request, Place(node, held), decision=decision)
 
 
-def load_on_demand(fleet: Fleet, readings: Readings, request: Request, *, search: Surveyor = survey) -> Outcome:
+def load_on_demand(fleet: Fleet, readings: Readings, request: Request, *, search: Searcher = PLAIN) -> Outcome:
     """A replica for a request that found none: the one already on its way, else a new one (rule T5)."""
     model, _ = _defined(fleet, request)
     serving = next((identity for identity, each in model.replicas.items() if each.phase != "draining"), None)
@@ -204,16 +205,15 @@ def lowest_free_index(node: NodeState, model: ModelName) -> int:
     return next(index for index in range(len(taken) + 1) if index not in taken)
 
 
-def _evict_or_refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey) -> Outcome:
+def _evict_or_refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey, search: Searcher) -> Outcome:
     """Nothing fits as it is: others make room, or the refusal says who is in the way (rules P3-P5)."""
-    wish = wish_of(fleet, request)
-    search = Search()
+    made = Search()
     # Where no node could hold it even when empty, there is nothing to look for.
     if found.freeable and request.may_evict:
-        search = make_room(Scene(fleet, readings, wish), considered(fleet, wish))
-    if search.plan is None:
-        return _refuse(fleet, readings, request, found, search.blocked)
-    return _evict(fleet, readings, request, found, search.plan)
+        made = search.make_room(fleet, readings, wish_of(fleet, request))
+    if made.plan is None:
+        return _refuse(fleet, readings, request, found, made.blocked)
+    return _evict(fleet, readings, request, found, made.plan)
 
 
 def _evict(fleet: Fleet, readings: Readings, request: Request, found: Survey, plan: Plan) -> Outcome:

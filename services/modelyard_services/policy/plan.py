@@ -82,7 +82,7 @@ def _unplaced(rehearsal: Rehearsal, name: ModelName, configuration: Configuratio
     bare = nodes_without(fleet, model)
     request = Request(model=name, command=CommandId("plan"), now_ns=view.moment.log_ns, node=bare[0] if bare else None)
     wish = wish_of(fleet, request)
-    found = view.search(fleet, view.readings, wish)
+    found = view.search.survey(fleet, view.readings, wish)
     if found.best:
         return None
     field = _field(found)

@@ -64,7 +64,7 @@ class Rehearsal:
             readings=msgspec.structs.replace(
                 view.readings, nodes=dict(view.readings.nodes), in_flight=dict(view.readings.in_flight)
             ),
-            search=self._index.survey,
+            search=self._index,
         )
 
     @property

@@ -76,20 +76,34 @@ class Rows:
             row = self.by_name[node.name] = Row(node, len(self.list))
             self.list.append(row)
             self.all |= 1 << row.position
-        row.reading = self.readings.of(node.name)
-        row.free = room(self.fleet, node, row.reading)
         changed = row.own_sequence != node.sequence
         facts = self._facts(row)
         bit = 1 << row.position
         for family, value in row.facts - facts:
             self._take(family, value, bit)
         for family, value in facts - row.facts:
-            values = self.sets.setdefault(family, {})
-            values[value] = values.get(value, 0) | bit
+            self._put(family, value, bit)
         row.facts = facts
+        self.measure(row)
+        if changed:
+            for family in self._own_figures:
+                self._rank(row, family, self.ranked[family])
+
+    def measure(self, row: Row) -> None:
+        """Enter what the newest heartbeat says of a node that is otherwise as it was."""
+        row.reading = self.readings.of(row.node.name)
+        row.free = room(self.fleet, row.node, row.reading)
         for family, ranked in self.ranked.items():
-            if changed or family not in self._own_figures:
+            if family not in self._own_figures:
                 self._rank(row, family, ranked)
+
+    def lease(self, row: Row) -> None:
+        """Enter the requests on a node that is otherwise as it was."""
+        before, row.in_flight = row.in_flight, self._in_flight(row.node)
+        if before != row.in_flight:
+            self._take("in_flight", before, 1 << row.position)
+            self._put("in_flight", row.in_flight, 1 << row.position)
+            row.facts ^= {("in_flight", before), ("in_flight", row.in_flight)}
 
     def having(self, family: Family, value: Hashable) -> int:
         """The nodes of which `value` holds in `family`."""
@@ -125,6 +139,14 @@ class Rows:
     def selectors(self) -> int:
         """How many selectors are kept up to date."""
         return len(self._selectors)
+
+    def _in_flight(self, node: NodeState) -> int:
+        leases = self.readings.in_flight
+        return sum(leases.get(replica, 0) for replica in node.replicas)
+
+    def _put(self, family: Family, value: Hashable, bit: int) -> None:
+        values = self.sets.setdefault(family, {})
+        values[value] = values.get(value, 0) | bit
 
     def _take(self, family: Family, value: Hashable, bit: int) -> None:
         values = self.sets[family]
@@ -165,7 +187,7 @@ class Rows:
         node = row.node
         replicas = [self.fleet.replicas[replica] for replica in node.replicas]
         row.loading = sum(isinstance(state.phase, Placed | Loading) for state in replicas)
-        row.in_flight = sum(self.readings.in_flight.get(state.id, 0) for state in replicas)
+        row.in_flight = self._in_flight(node)
         facts = self._own(row) | {("loading", row.loading), ("in_flight", row.in_flight), *self._slots(node)}
         facts.add(("models", len(node.slots)))
         for state in replicas:

@@ -9,8 +9,9 @@ from typing import Final, Literal, assert_never
 
 import msgspec
 
+from modelyard_events.ids import ModelName
 from modelyard_events.spec import SpreadAll
-from modelyard_projections.fleet import Draining, Fleet, Loading, Placed, Ready, ReplicaState
+from modelyard_projections.fleet import Draining, Fleet, Loading, ModelState, Placed, Ready, ReplicaState
 from modelyard_services.policy.desired import counted, floor, is_ready
 from modelyard_services.policy.filters import Scene
 from modelyard_services.policy.readings import Readings
@@ -57,7 +58,7 @@ class Resident(msgspec.Struct, frozen=True):
         return f"{self.state.model}#{self.state.replica_index}"
 
 
-Spares = dict[str, int | None]
+Spares = dict[ModelName, int | None]
 """What `spare` found, by model: kept over the nodes of one search."""
 
 
@@ -76,12 +77,27 @@ def is_pinned(fleet: Fleet, state: ReplicaState) -> bool:
 
 def used_ns(readings: Readings, state: ReplicaState) -> int:
     """Its last use; its load where no use is known."""
-    return max(readings.last_used_ns.get(state.id, 0), state.loaded_ns or state.since_ns)
+    return max(readings.last_used_ns.get(state.id, 0), settled_ns(state))
 
 
-def spare(fleet: Fleet, state: ReplicaState) -> int | None:
-    """How many ready replicas of its model may go without breaking its floor; None for all of them."""
-    model = fleet.models[state.model]
+def settled_ns(state: ReplicaState) -> int:
+    """When it was loaded, or else came to where it is."""
+    return state.loaded_ns or state.since_ns
+
+
+def matures_ns(fleet: Fleet, state: ReplicaState) -> int:
+    """When it stops being young."""
+    return settled_ns(state) + round(fleet.settings.min_residency_seconds * 1e9)
+
+
+def spare(fleet: Fleet, model: ModelName, found: Spares) -> int | None:
+    """How many ready replicas of `model` may go without breaking its floor, None for all of them; kept in `found`."""
+    if model not in found:
+        found[model] = _spare(fleet, fleet.models[model])
+    return found[model]
+
+
+def _spare(fleet: Fleet, model: ModelState) -> int | None:
     if isinstance(model.options.mode, SpreadAll) and model.spec is not None:
         return 0
     least = floor(model) if model.spec is not None else 0
@@ -116,8 +132,7 @@ def _against(scene: Scene, state: ReplicaState) -> Obstacle | None:
         return "unknown"
     if settings.evictions_frozen:
         return "frozen"
-    age_seconds = (scene.wish.now_ns - (state.loaded_ns or state.since_ns)) / 1e9
-    return "young" if age_seconds < settings.min_residency_seconds else None
+    return "young" if scene.wish.now_ns < matures_ns(scene.fleet, state) else None
 
 
 def _is_idle(scene: Scene, state: ReplicaState) -> bool:
@@ -131,9 +146,7 @@ def _above_floors(fleet: Fleet, found: list[Resident], spares: Spares) -> list[R
     for each in sorted(found, key=lambda each: each.obstacle == "young"):
         if each.leaving or each.obstacle not in {None, "young"}:
             continue
-        if each.state.model not in spares:
-            spares[each.state.model] = spare(fleet, each.state)
-        may_go = left.setdefault(each.state.model, spares[each.state.model])
+        may_go = left.setdefault(each.state.model, spare(fleet, each.state.model, spares))
         if may_go is not None:
             left[each.state.model] = may_go - 1
             if may_go <= 0:

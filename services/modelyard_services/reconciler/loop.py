@@ -106,7 +106,7 @@ class Reconciler:
     def _view(self) -> View:
         runtime = self._runtime
         moment = Moment(runtime.clock.now_ns(), runtime.clock.monotonic_ns(), runtime.connected_since_ns)
-        view = look(self._watch, runtime.fleet, runtime.demand, moment, search=self._index.survey)
+        view = look(self._watch, runtime.fleet, runtime.demand, moment, search=self._index)
         self._watch = view.watch
         return view
 

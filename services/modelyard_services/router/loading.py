@@ -85,10 +85,10 @@ class Loader:
             nonlocal outcome
             readings = self._readings(fleet)
             if expected(fleet, model, shut=shut):
-                outcome = load_on_demand(fleet, readings, request, search=self._index.survey)
+                outcome = load_on_demand(fleet, readings, request, search=self._index)
             else:
                 # What the model counts as serving can't be used: lost nodes, or processes that answer no probe.
-                outcome = place(fleet, readings, request, search=self._index.survey)
+                outcome = place(fleet, readings, request, search=self._index)
             return outcome.events
 
         await runtime.journal.commit(envelope, decide)
