@@ -10,7 +10,14 @@ from modelyard_events.envelope import AnyEvent
 from modelyard_events.fleet import FleetSettingsChanged, Settings
 from modelyard_events.ids import ModelName, NodeName, ReplicaId
 from modelyard_events.model import ModelScheduleSet
-from modelyard_events.node import HOST_MEMORY, NodeCordoned, NodeLost, NodeVramBudgetOverridden
+from modelyard_events.node import (
+    HOST_MEMORY,
+    NodeCordoned,
+    NodeLost,
+    NodeVramBudgetOverridden,
+    NodeWatchdogOverridden,
+    WatchdogOverrides,
+)
 from modelyard_events.selectors import parse_selector
 from modelyard_events.sizes import Bytes
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule, SpreadAll
@@ -106,6 +113,7 @@ changes = st.one_of(
     st.tuples(st.just("lose"), some_node),
     st.tuples(st.just("cordon"), some_node),
     st.tuples(st.just("cap"), some_node, some_gib),
+    st.tuples(st.just("limit"), some_node, st.sampled_from([None, 0, 1, 2])),
     st.tuples(st.just("nothing")),
 )
 steps = st.lists(st.tuples(changes, some_readings, st.lists(wishes, min_size=1, max_size=3)), min_size=1, max_size=6)
@@ -155,7 +163,7 @@ def _tenant(fleet: Fleet, replica: str, tenant: Tenant, gpus: int) -> list[AnyEv
     )
 
 
-def _events(fleet: Fleet, what: str, *about: Any) -> list[AnyEvent]:  # noqa: PLR0911 - one arm per kind of change
+def _events(fleet: Fleet, what: str, *about: Any) -> list[AnyEvent]:  # noqa: C901, PLR0911 - one arm per kind
     if what in {"drain", "end"} and about[0] not in fleet.replicas:
         return []
     match what:
@@ -174,6 +182,9 @@ def _events(fleet: Fleet, what: str, *about: Any) -> list[AnyEvent]:  # noqa: PL
             return [lost]
         case "cordon":
             return [NodeCordoned(node=about[0])]
+        case "limit":
+            own = WatchdogOverrides(max_loaded_models=about[1])
+            return [NodeWatchdogOverridden(node=about[0], overrides=own, changed=("max_loaded_models",))]
         case "cap":
             return [NodeVramBudgetOverridden(node=about[0], vram_budget=Bytes(about[1]) if about[1] else None)]
         case _:

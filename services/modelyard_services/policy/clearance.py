@@ -23,6 +23,7 @@ from modelyard_events.ids import ModelName, ReplicaId
 from modelyard_projections.fleet import Draining, Fleet, Loading, NodeState, Placed, Ready, ReplicaState
 from modelyard_services.policy.eviction import Cost, Distance
 from modelyard_services.policy.filters import Scene, Wish, shared_groups, vram_needed
+from modelyard_services.policy.limits import max_loaded_models
 from modelyard_services.policy.memory import Space
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.victims import Spares, is_pinned, matures_ns, residents, settled_ns, spare, used_ns
@@ -111,7 +112,7 @@ class Clearance:
         if self._space is None:
             self._space = Space(self._fleet, self.node, readings.of(self.node.name))
         touches = wish.model in self.models or not self._groups.isdisjoint(wish.groups)
-        if touches or wish.per_gpu is None or self._exclusive or self._fleet.settings.max_loaded_models:
+        if touches or wish.per_gpu is None or self._exclusive or max_loaded_models(self._fleet, self.node):
             return self._outlook_among(readings, wish, self._space)
         needed, cleared = vram_needed(wish, self.node), self._cleared_for(wish.gpus, self._space)
         if cleared >= needed:
@@ -214,7 +215,7 @@ class Clearance:
 
     def _surplus(self, models: Iterable[ModelName], wish: Wish) -> int:
         """Of `models`, how many are more than the limit leaves for others beside the wish's own."""
-        limit = self._fleet.settings.max_loaded_models
+        limit = max_loaded_models(self._fleet, self.node)
         return len({*models} - {wish.model}) - limit + 1 if limit else 0
 
     def _is_out_of_slots(self, wish: Wish, pool: Mapping[ReplicaId, int]) -> bool:
@@ -274,7 +275,9 @@ class _Steps:
         self._used = [used for used, _, _ in going]
 
     def at_least(self, needed: int) -> Cost:
-        """What a plan costs at least that frees `needed` bytes on each device."""
+        """What a plan costs at least that frees `needed` bytes on each device; nothing is there below zero too."""
+        if needed <= 0:
+            return (0,)
         by_device = sorted(bisect_left(climb, needed) for climb in self._devices)
         on_devices = by_device[self._gpus - 1] if by_device else 0
         steps = min(max(on_devices, bisect_left(self._whole, needed * self._gpus)), len(self._used))
