@@ -1,13 +1,18 @@
-"""kill -9 of each process in turn, under traffic and commands: all of it goes on, and nothing is lost or done twice."""
+"""kill -9 of each process in turn, under traffic and commands: all of it goes on, and nothing is lost or done twice.
+
+Another worker of the machine wants the port of the worker that is killed: its answers would be those of another model.
+"""
 
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.installation import Installation, Traffic, until
+from tests.support.stranger import Stranger
 
 REPLICAS = 2
 CHILDREN = ("nats", "postgres", "api", "registrar", "reconciler", "projector", "local-1")
@@ -16,10 +21,10 @@ BACKEND = "backends.echo"
 
 @pytest.mark.timeout(300)
 def test_whatever_is_killed_all_of_it_goes_on(tmp_path: Path) -> None:
-    """X14, X16, X22, X26, I9, I10, I11."""
+    """W4, X14, X16, X22, X26, I9, I10, I11."""
     with Installation(tmp_path, "--workers", "2", "--vram", "1GiB") as installation:
         installation.echo(replicas=REPLICAS)
-        with Traffic(installation, "echo") as traffic:
+        with Traffic(installation, "echo") as traffic, Stranger(_replica_on(installation, "local-1")["address"]):
             for number, child in enumerate(CHILDREN):
                 _killed_child_comes_back(installation, child)
                 _acknowledged_though_away(installation, number)
@@ -31,6 +36,10 @@ def test_whatever_is_killed_all_of_it_goes_on(tmp_path: Path) -> None:
         _no_process_that_nobody_tracks(installation)
         assert installation.hashes().agree
         traffic.ended_only_with(0, 200, 502, 503)
+
+
+def _replica_on(installation: Installation, node: str) -> dict[str, Any]:
+    return next(replica for replica in installation.ready("echo") if replica["node"] == node)
 
 
 def _killed_child_comes_back(installation: Installation, child: str) -> None:
@@ -57,14 +66,15 @@ def _acknowledged_though_away(installation: Installation, number: int) -> None:
 
 
 def _killed_backend_is_replaced(installation: Installation) -> None:
-    before = {replica["id"] for replica in installation.ready("echo")}
-    os.kill(installation.processes(BACKEND)[0], signal.SIGKILL)
+    """Of the worker that was not killed: of the other's, one may be about to end that still counts as ready."""
+    killed = _replica_on(installation, "local-2")
+    os.kill(installation.pid_at(killed["address"], BACKEND), signal.SIGKILL)
 
     def replaced() -> bool:
         ready = {replica["id"] for replica in installation.ready("echo")}
-        return len(ready) == REPLICAS and ready != before
+        return len(ready) == REPLICAS and killed["id"] not in ready
 
-    until(replaced, "the killed backend is replaced")
+    until(replaced, "the killed backend is replaced", saying=lambda: installation.story_of("echo"))
 
 
 def _nothing_is_in_flight(installation: Installation) -> None:

@@ -151,6 +151,11 @@ class Installation:
         words = [_command_line(pid) for pid in self.processes(with_word)]
         return sorted(line[line.index("--port") + 1] for line in words if "--port" in line)
 
+    def pid_at(self, address: str, with_word: str) -> int:
+        """The process with the `--port` of `address`."""
+        (found,) = (pid for pid in self.processes(with_word) if address.rpartition(":")[2] in _command_line(pid))
+        return found
+
     def story_of(self, model: str) -> str:
         """All that a failure should tell of `model`: its replicas, what runs, and the last events of all."""
         replicas = [item for item in self.get("/replicas")["items"] if item["model"] == model]
