@@ -33,7 +33,8 @@ from tests.support.given import GIB, a_model, a_placed_replica
 
 N1 = NodeName("n1")
 TOKEN = "join me"  # noqa: S105 - of a server that lives for one test
-UNTIL_SECONDS = 30.0
+UNTIL_SECONDS = 90.0
+"""A worker in a process of its own starts in two seconds; where everything else runs as well, in thirty."""
 
 
 class Worker:
