@@ -19,7 +19,7 @@ CHILDREN = ("nats", "postgres", "api", "registrar", "reconciler", "projector", "
 BACKEND = "backends.echo"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_whatever_is_killed_all_of_it_goes_on(tmp_path: Path) -> None:
     """W4, X14, X16, X22, X26, I9, I10, I11."""
     with Installation(tmp_path, "--workers", "2", "--vram", "1GiB") as installation:

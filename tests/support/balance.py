@@ -19,7 +19,9 @@ from modelyard_services.router.proto.modelyard.v1.scheduler_pb2_grpc import Sche
 from tests.support.yard import free_port
 
 OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
-START_SECONDS = 60.0
+START_SECONDS = 180.0
+"""Of router processes, two seconds alone; a minute has been too little where everything else runs as well."""
+
 SAMPLE_SECONDS = 0.01
 
 
