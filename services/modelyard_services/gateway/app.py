@@ -45,6 +45,7 @@ from modelyard_services.gateway.request import (
 )
 from modelyard_services.gateway.watch import Watch
 from modelyard_services.policy.affinity import Hint
+from modelyard_services.policy.limits import busy_timeout_on
 from modelyard_services.router.leases import Lease
 from modelyard_services.router.loading import Caller
 from modelyard_services.router.router import Ask, Router
@@ -204,7 +205,18 @@ class Gateway:
             # It answered, or it may still be at work: another try would do the work twice.
             raise ReplicaFailedError(f"replica {lease.replica} on {lease.node}: {error.detail}") from error
         self._router.failed(lease, error.detail)
+        self._refuse_another_turn(lease, error)
         return error.detail
+
+    def _refuse_another_turn(self, lease: Lease, error: UpstreamError) -> None:
+        """What kept one replica for as long as a request may isn't let loose on the next (C8)."""
+        limit = busy_timeout_on(self._router.runtime.fleet, model=lease.model, node=lease.node)
+        held_seconds = (self._clock.now_ns() - lease.granted_ns) / 1e9
+        if limit.seconds and held_seconds >= limit.seconds:
+            raise ReplicaFailedError(
+                f"replica {lease.replica} on {lease.node}: {error.detail}, after {held_seconds:.0f} s of this request; "
+                f"busy_timeout_seconds of the {limit.setter} is {limit.seconds:g}"
+            ) from error
 
     async def _stream(self, answer: Answer, overhead_ns: int, send: Send) -> str:
         connection, lease = answer.connection, answer.lease

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from modelyard_events.ids import ModelName, NodeName
 from modelyard_projections.fleet import Fleet, NodeState, ReplicaState
 
 Setter = Literal["schedule", "node", "fleet"]
@@ -36,9 +37,14 @@ def idle_timeout(fleet: Fleet, replica: ReplicaState) -> Timeout:
 
 def busy_timeout(fleet: Fleet, replica: ReplicaState) -> Timeout:
     """How long one request may keep the replica."""
-    schedule, node = fleet.models[replica.model].options, fleet.nodes[replica.node].watchdog
-    fleets = fleet.settings.busy_timeout_seconds
-    return _most_specific(schedule.busy_timeout_seconds, node.busy_timeout_seconds, fleets)
+    return busy_timeout_on(fleet, model=replica.model, node=replica.node)
+
+
+def busy_timeout_on(fleet: Fleet, *, model: ModelName, node: NodeName) -> Timeout:
+    """How long one request may keep a replica of the model on the node, whether or not either is still there."""
+    schedule = fleet.models[model].options.busy_timeout_seconds if model in fleet.models else None
+    own = fleet.nodes[node].watchdog.busy_timeout_seconds if node in fleet.nodes else None
+    return _most_specific(schedule, own, fleet.settings.busy_timeout_seconds)
 
 
 def max_loaded_models(fleet: Fleet, node: NodeState) -> int:

@@ -31,6 +31,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     revision: Revision
     expires_at_ns: int | None = None
     choice: Choice = LEAST_BUSY
+    granted_ns: int = 0
 
 
 class LeaseBook:
@@ -61,6 +62,7 @@ class LeaseBook:
             candidate.revision,
             expires_at_ns,
             choice,
+            now_ns,
         )
         held = self._held.get(candidate.replica)
         if held is None:

@@ -21,7 +21,14 @@ from modelyard_events.spec import Schedule
 from modelyard_events.telemetry import RouterReport
 from modelyard_projections.fleet import Fleet
 from modelyard_services.errors import NotFoundError
-from modelyard_services.policy.limits import Timeout, busy_timeout, idle_timeout, max_loaded_models, reclaims_memory
+from modelyard_services.policy.limits import (
+    Timeout,
+    busy_timeout,
+    busy_timeout_on,
+    idle_timeout,
+    max_loaded_models,
+    reclaims_memory,
+)
 from modelyard_services.policy.node_watchdog import clear_watchdog, patch_watchdog, replace_watchdog
 from modelyard_services.policy.placement import Request, place
 from modelyard_services.policy.readings import Readings
@@ -257,3 +264,12 @@ def test_a_refusal_for_the_limit_tells_the_figures_of_the_nodes() -> None:
     (refused,) = place(fleet, Readings(knows_routers=True), request).events
     assert isinstance(refused, ModelPlacementRefused)
     assert refused.decision.filters == (FilterCount("loaded_limit", 2, low=1, high=2, examples=("n1", "n2")),)
+
+
+def test_the_busy_timeout_is_known_also_of_what_is_gone() -> None:
+    """C8: whoever held a request judges it when the replica, its model or its node may have gone."""
+    fleet = given(*an_approved_node(), *a_model(), fleets(), own(busy_timeout_seconds=9.0)).fleet
+    gone = NodeName("gone"), ModelName("gone")
+    assert busy_timeout_on(fleet, model=M, node=N1) == Timeout(9.0, "node")
+    assert busy_timeout_on(fleet, model=gone[1], node=N1) == Timeout(9.0, "node")
+    assert busy_timeout_on(fleet, model=M, node=gone[0]) == Timeout(300.0, "fleet")
