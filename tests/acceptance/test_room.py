@@ -2,21 +2,15 @@
 
 import threading
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from tests.support.installation import ECHO, Installation, segment, until
-
-LOOK_SECONDS = 0.02
-"""How often processes are looked at: a backend takes ten times as long to start and to stop."""
+from tests.support.overlap import SLOW_TO_STOP, Overlap
 
 ALL_BUT = "1000MiB"
 """Of the node's gibibyte: room for nobody beside it, since even the smallest backend measures more than 24 MiB."""
-
-SLOW_TO_STOP = ["sh", "-c", 'trap "sleep 1; kill $!; wait $!; exit 0" TERM; "$@" & wait $!', "backend", *ECHO]
-"""A backend that takes a second to end: whoever doesn't wait for it overlaps."""
 
 
 @pytest.fixture(scope="module")
@@ -35,32 +29,6 @@ def empty(room: Installation) -> Iterator[None]:
         if room.get(f"/replicas?model={segment(model['name'])}")["items"]:
             room.cli("unload", model["name"], "--wait")
         room.cli("model", "rm", model["name"])
-
-
-class Overlap:
-    """Looks, while it is open, whether backends of two models are ever alive at once."""
-
-    def __init__(self, installation: Installation, *models: str) -> None:
-        self.seen = False
-        self._installation = installation
-        self._models = models
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS):
-            found = [self._installation.processes(f"--model\0{model}\0") for model in self._models]
-            self.seen = self.seen or all(found)
 
 
 def define(room: Installation, model: str, vram: str, **also: Any) -> None:
