@@ -15,6 +15,7 @@ from modelyard_events.node import (
 )
 from modelyard_events.replica import (
     ReplicaDrainStarted,
+    ReplicaLoadFailed,
     ReplicaPlaced,
     ReplicaStopRequested,
     ReplicaUnloaded,
@@ -342,6 +343,17 @@ def test_a_load_past_its_deadline_is_stopped_before_its_memory_is_given_away() -
     assert world.fleet.reservations
     world.work()
     assert [event.reason for event in world.of(ReplicaUnloaded)] == ["load_expired"]  # type: ignore[union-attr]
+
+
+def test_a_large_model_has_the_time_that_its_placement_told() -> None:
+    """C7, X25: 5 min and 20 s for each of 60 GiB, though no worker tells of progress."""
+    world = World(*an_approved_node(vram=80 * GIB), *a_model(spec=some_spec(vram=60 * GIB)), at_least(1))
+    world.settle()
+    world.work()
+    assert world.replicas() == [("n1", "loading")]
+    assert world.later(1_499).settle() == []
+    world.later(2).settle()
+    assert [event.detail for event in world.of(ReplicaLoadFailed)] == ["not ready within 1500 s, and no progress"]  # type: ignore[union-attr]
 
 
 def test_a_long_healthy_load_is_never_killed() -> None:

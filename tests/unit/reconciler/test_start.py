@@ -60,6 +60,29 @@ async def test_groups_and_pins_are_in_force_before_the_first_pass(tmp_path: Path
         assert pending == []
 
 
+async def test_a_log_that_is_away_at_the_start_is_waited_for_and_nothing_is_decided_before(tmp_path: Path) -> None:
+    """S3, X20, X23: what couldn't be appended is not given up, and no pass goes by without it."""
+    file = tmp_path / "fleet.yaml"
+    file.write_text(GROUPED)
+    configuration = read_configuration(configuration_settings(None, None, (file,), environment={}))
+    async with in_memory("reconciler", MemoryLog(), MemoryBus()) as runtime:
+        await runtime.wait_ready(timeout_seconds=5)
+        runtime.journal.attach(None)
+        pending = ["not applied yet"]
+        running = asyncio.create_task(work(runtime, configuration, pending))
+        with capture_logs() as logs:
+            async with asyncio.timeout(5):
+                while not logs:
+                    await asyncio.sleep(0.01)
+        assert (runtime.fleet.sequence, pending) == (0, ["not applied yet"])
+        runtime.journal.attach(runtime.log)
+        async with asyncio.timeout(5):
+            while pending:
+                await asyncio.sleep(0.01)
+        running.cancel()
+        assert set(runtime.fleet.models) == {"a", "b"}
+
+
 async def test_what_is_not_the_reconciler_says_that_it_ignores_a_configuration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
