@@ -10,9 +10,10 @@ from modelyard_events.ids import IncarnationId
 from modelyard_events.node import NodeApproved, NodeCordoned, NodeFacts, NodeIncarnationStarted, NodeRegistered
 from modelyard_projections.fleet import Cordoned, Fleet
 from modelyard_services.effects.bus import MemoryBus
+from modelyard_services.effects.log.contract import Message
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.effects.runtime import Runtime, in_memory
-from modelyard_services.errors import ConflictError, IdempotencyError
+from modelyard_services.errors import ConflictError, IdempotencyError, UnavailableError
 
 
 @pytest.fixture
@@ -55,6 +56,32 @@ async def test_one_idempotency_key_with_another_request_is_refused(runtime: Runt
     await runtime.journal.commit(runtime.envelope(command="k", request_digest="a"), lambda _fleet: born("gpu-1"))
     with pytest.raises(IdempotencyError):
         await runtime.journal.commit(runtime.envelope(command="k", request_digest="b"), lambda _fleet: born("gpu-2"))
+
+
+async def test_an_append_that_could_not_be_made_is_never_called_done() -> None:
+    """I10: a full log and one that is away refuse, and nothing is folded that isn't there."""
+    async with in_memory("test", MemoryLog(bytes_max=100), MemoryBus()) as runtime:
+        await runtime.wait_ready(timeout_seconds=1)
+        with pytest.raises(UnavailableError, match="100 bytes"):
+            await runtime.journal.commit(runtime.envelope(), lambda _fleet: born("gpu-1"))
+        runtime.journal.attach(None)
+        with pytest.raises(UnavailableError, match="nothing was done"):
+            await runtime.journal.commit(runtime.envelope(), lambda _fleet: born("gpu-1"))
+        assert runtime.fleet.sequence == 0
+
+
+async def test_an_event_that_cannot_be_read_is_not_passed_over(runtime: Runtime) -> None:
+    """X20: what it says isn't known, so nothing is folded after it and nothing is decided without it."""
+    assert runtime.log is not None
+    await runtime.journal.commit(runtime.envelope(), lambda _fleet: born("gpu-1"))
+    log, before = runtime.log, runtime.fleet.sequence
+    await log.append([Message("modelyard.log.fleet", "e-1", b'{"event":{"type":"fleet.to_come.v9"}}', 0)])
+    async with asyncio.timeout(5):
+        await asyncio.gather(*[task for task in asyncio.all_tasks() if task.get_name() == "test-runtime"])
+    assert str(before + 1) in (runtime.feed.failure or "")
+    assert (runtime.ready, runtime.fleet.sequence) == (False, before)
+    with pytest.raises(UnavailableError):
+        await runtime.journal.commit(runtime.envelope(), lambda _fleet: [NodeApproved(node="gpu-1")])
 
 
 async def test_a_refused_command_leaves_no_trace(runtime: Runtime) -> None:

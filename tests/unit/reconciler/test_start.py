@@ -20,6 +20,7 @@ from modelyard_services.policy.configuration import read_parsed
 from modelyard_services.reconciler.main import work
 from modelyard_services.reconciler.sources import FILE, INLINE, configuration_settings, read_configuration
 from tests.support.given import a_model, an_approved_node
+from tests.support.yard import eventually
 
 GROUPED = """\
 models:
@@ -71,14 +72,10 @@ async def test_a_log_that_is_away_at_the_start_is_waited_for_and_nothing_is_deci
         pending = ["not applied yet"]
         running = asyncio.create_task(work(runtime, configuration, pending))
         with capture_logs() as logs:
-            async with asyncio.timeout(5):
-                while not logs:
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: bool(logs))
         assert (runtime.fleet.sequence, pending) == (0, ["not applied yet"])
         runtime.journal.attach(runtime.log)
-        async with asyncio.timeout(5):
-            while pending:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: not pending)
         running.cancel()
         assert set(runtime.fleet.models) == {"a", "b"}
 
