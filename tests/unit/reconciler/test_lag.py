@@ -14,9 +14,9 @@ from modelyard_projections.fleet import Touched
 from modelyard_services.effects.bus import MemoryBus
 from modelyard_services.effects.log.memory import MemoryLog
 from modelyard_services.effects.runtime import in_memory
-from modelyard_services.reconciler.loop import Reconciler
 from tests.support.given import a_model, an_approved_node
 from tests.support.held_log import HeldLog
+from tests.support.reconciling import reconciling
 
 TURNS = 200
 """Of the loop: more than a pass and its append take in memory."""
@@ -48,7 +48,7 @@ async def test_nothing_is_decided_on_a_fold_that_lags_behind_the_log(*, caught_u
             placed.extend(each.sequence for each in events if isinstance(each.event, ReplicaPlaced))
 
         runtime.on_batch(note)
-        running = asyncio.create_task(Reconciler(runtime).run())
+        running = asyncio.create_task((await reconciling(runtime)).run())
         for _ in range(TURNS):
             await asyncio.sleep(0)
         held.release()
