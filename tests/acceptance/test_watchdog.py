@@ -92,6 +92,7 @@ def test_an_idle_timeout_ends_the_process_that_idles_and_no_pinned_one(yard: Ins
     (drained,) = yard.get("/events?model=plain&type=replica.drain_started")["items"]
     assert drained["event"]["decision"]["outcome"] == "idle for the fleet's timeout of 1 s"
     assert (ends(yard, "pinned"), len(processes(yard, "pinned"))) == ([], 1)
+    yard.cli("settings", "reset", "idle_timeout_seconds")
     assert yard.complete("plain").status_code == 200
 
 
