@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from modelyard_services import errors
-from modelyard_services.api.problems import PROBLEM_JSON, on_modelyard_error
+from modelyard_services.api.problems import on_modelyard_error
 from modelyard_services.errors import STATUS_OF, InvalidRequestError, ModelLoadingError, ModelyardError
 from modelyard_services.gateway.envelope import refusal
 
@@ -42,7 +42,7 @@ def test_each_cause_has_its_own_status_over_http_and_whether_a_retry_helps(
     assert (told, dict(headers)[b"x-should-retry"]) == (status, retry)
     assert json.loads(body)["error"]["code"] == kind.code
     problem = on_modelyard_error(cast(Any, None), error)
-    assert (problem.status_code, problem.media_type) == (status, PROBLEM_JSON)
+    assert (problem.status_code, problem.media_type) == (status, "application/problem+json")
     assert (problem.content.code, problem.content.retryable) == (kind.code, retry == b"true")
     assert problem.headers["x-should-retry"] == retry.decode()
 
