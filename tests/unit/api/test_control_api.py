@@ -287,7 +287,7 @@ async def test_lists_come_in_pages_from_one_sequence(runtime: Runtime, client: h
 
 
 async def test_every_request_needs_a_token_once_there_is_one(runtime: Runtime, client: httpx.AsyncClient) -> None:
-    created = (await client.post("/api/v1/tokens", json={"name": "ops", "role": "operator"})).json()
+    created = (await client.post("/api/v1/tokens", json={"name": "ops", "role": "admin"})).json()
     assert (await client.get("/api/v1/nodes")).status_code == 401
     token = {"authorization": f"Bearer {created['token']}"}
     assert (await client.get("/api/v1/nodes", headers=token)).status_code == 200
