@@ -181,7 +181,7 @@ def test_a_load_that_ends_while_draining_is_not_published() -> None:
 
 
 def test_a_failed_load_frees_slot_and_memory_in_the_same_append() -> None:
-    """I7, T6."""
+    """R7, I7, T6."""
     history = given(*NODE, *a_loading_replica())
     history.when(telling(LoadFailed(R1, "health check timed out", KILLED))).then(
         ReplicaLoadFailed(node="n1", replica=R1, detail="health check timed out", exit=KILLED),
@@ -229,7 +229,7 @@ def test_a_stopped_replica_ends_for_the_reason_it_drained(fact: Fact) -> None:
 
 
 def test_a_failed_probe_drains_that_replica_alone() -> None:
-    """X12, T4."""
+    """R7, X12, T4."""
     history = [*NODE, *a_ready_replica(), *a_ready_replica("r-2", index=1)]
     why = Decision(kind="end", outcome="3 probes missed", policy="facts/1", basis=len(history), considered=1)
     given(*history).when(telling(ProbeFailed(R1, "3 probes missed"))).then(

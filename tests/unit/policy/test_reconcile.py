@@ -78,6 +78,26 @@ def test_a_floor_above_what_fits_is_filled_as_far_as_it_goes_and_said_once() -> 
     assert len(world.of(ModelPlacementRefused)) == 1
 
 
+def test_one_pass_places_all_that_the_floor_lacks() -> None:
+    """C2: up to the shortage, each in a decision of its own."""
+    world = World(*three_nodes(), *a_model(), at_least(3))  # type: ignore[arg-type]
+    world.one_pass()
+    assert [phase for _, phase in world.replicas()] == ["placed"] * 3
+
+
+def test_two_reconcilers_that_see_the_same_lack_do_one_thing_under_one_name() -> None:
+    """C1: one command id for one action, and whoever comes second decides again on what is there by then."""
+    world = World(*three_nodes(), *a_model(), at_least(2))  # type: ignore[arg-type]
+    one, other = ([action for action in reconcile(world.view()) if action.key.startswith("floor/")] for _ in range(2))
+    assert len(one) == 2
+    assert [action.command for action in one] == [action.command for action in other]
+    assert one[0].command != one[1].command
+    for action in one:
+        world.append(*action.decide(world.fleet, action.command), command=action.command)
+    assert [list(action.decide(world.fleet, action.command)) for action in other] == [[], []]
+    assert len(world.replicas()) == 2
+
+
 def test_a_settled_fleet_gives_nothing_to_do() -> None:
     """C1: level-triggered, and asking twice changes nothing."""
     world = World(*three_nodes(), *a_model(), at_least(2))  # type: ignore[arg-type]
@@ -157,7 +177,7 @@ def test_spread_all_follows_nodes_and_labels() -> None:
 
 
 def test_a_lost_nodes_replica_is_replaced_elsewhere_meanwhile_and_the_surplus_goes_again() -> None:
-    """C2, N9: it keeps its slot for the grace, counts for nothing, and comes back as one too many."""
+    """R7, C2, N9: it keeps its slot for the grace, counts for nothing, and comes back as one too many."""
     world = World(*an_approved_node("n1"), *an_approved_node("n2"), *a_model(), at_least(1, 1))
     world.live()
     lost = next(iter(world.fleet.replicas.values())).node
@@ -191,7 +211,7 @@ def test_what_is_idle_above_its_floor_goes_highest_index_first() -> None:
 
 
 def test_a_drained_node_is_replaced_first_and_serves_until_then() -> None:
-    """N10: the floor never goes unserved; the node says when it is empty."""
+    """R7, N10: the floor never goes unserved; the node says when it is empty."""
     world = World(*an_approved_node("n1"), *a_model(), at_least(1), *a_ready_replica(R1))
     world.append(*an_approved_node("n2"), NodeDrainStarted(node="n1", deadline_seconds=600))
     world.settle()
@@ -214,7 +234,7 @@ def test_a_drain_without_capacity_elsewhere_goes_ahead() -> None:
 
 
 def test_a_drain_ends_at_its_deadline_whoever_still_waits() -> None:
-    """N10, R8: leases in flight are cut then, and the stop says so."""
+    """R1, N10, R8: leases in flight are cut then, and the stop says so."""
     world = World(*an_approved_node("n1"), *a_model(), *a_ready_replica(R1))
     world.append(NodeDrainStarted(node="n1", deadline_seconds=600))
     world.route(r_1=1)
@@ -325,7 +345,7 @@ def test_a_router_that_nobody_understands_may_hold_any_lease() -> None:
 
 
 def test_a_placement_that_no_worker_accepts_expires_and_counts_as_a_failed_load() -> None:
-    """C7, T6."""
+    """R1, R7, C7, T6."""
     world = World(*an_approved_node(), *a_model(), *a_placed_replica(R1))
     assert world.later(119).settle() == []
     world.later(2).settle()
@@ -336,7 +356,7 @@ def test_a_placement_that_no_worker_accepts_expires_and_counts_as_a_failed_load(
 
 
 def test_a_load_past_its_deadline_is_stopped_before_its_memory_is_given_away() -> None:
-    """C7: the process holds its memory until it is gone."""
+    """R1, R7, C7: the process holds its memory until it is gone."""
     world = World(*an_approved_node(), *a_model(), *a_loading_replica(R1))
     world.later(301).settle()
     assert world.replicas() == [("n1", "draining")]
@@ -357,7 +377,7 @@ def test_a_large_model_has_the_time_that_its_placement_told() -> None:
 
 
 def test_a_long_healthy_load_is_never_killed() -> None:
-    """C7, X25: progress extends the deadline; standing still for five minutes doesn't."""
+    """R1, C7, X25: progress extends the deadline; standing still for five minutes doesn't."""
     world = World(*an_approved_node(), *a_model(), *a_loading_replica(R1))
     for share in range(1, 9):
         reading = ReplicaReading(R1, "m#0", "rev", "starting", some_process(R1), progress=share / 10)
@@ -378,7 +398,7 @@ def test_an_operators_reservation_ends_by_itself() -> None:
 
 
 def test_a_replica_missing_from_two_heartbeats_in_a_row_is_ended() -> None:
-    """C6, X26: one may have crossed; the same heartbeat seen twice is one."""
+    """R7, C6, X26: one may have crossed; the same heartbeat seen twice is one."""
     world = World(*an_approved_node(), *a_model(), *a_ready_replica(R1))
     world.beat(without=[R1])
     assert world.settle() == []
@@ -418,7 +438,7 @@ def test_another_lifes_heartbeat_says_nothing_of_this_one() -> None:
 
 
 def test_a_rollout_brings_the_new_one_up_before_the_old_one_goes() -> None:
-    """R6 surge: one at a time, never below the floor."""
+    """R7, R6 surge: one at a time, never below the floor."""
     world = World(*three_nodes(), *a_model(), at_least(2))  # type: ignore[arg-type]
     world.live()
     world.append(redefined())
