@@ -14,8 +14,7 @@ from modelyard_events.ids import CommandId, ModelName
 from modelyard_projections.fleet import Fleet
 from modelyard_services.policy.configuration import Configuration, Written
 from modelyard_services.policy.desired import nodes_without, shortage, wanted_models
-from modelyard_services.policy.explain import message, unblock
-from modelyard_services.policy.placement import Request, wish_of
+from modelyard_services.policy.placement import Request, place, wish_of
 from modelyard_services.policy.rehearsal import Ending, Placement, Rehearsal
 from modelyard_services.policy.survey import Survey
 
@@ -82,17 +81,18 @@ def _unplaced(rehearsal: Rehearsal, name: ModelName, configuration: Configuratio
     bare = nodes_without(fleet, model)
     request = Request(model=name, command=CommandId("plan"), now_ns=view.moment.log_ns, node=bare[0] if bare else None)
     wish = wish_of(fleet, request)
-    found = view.search.survey(fleet, view.readings, wish)
-    if found.best:
+    # The refusal that the reconciler would tell, with whoever is in the way.
+    refused = place(fleet, view.readings, request, search=view.search).refused
+    if refused is None:
         return None
-    field = _field(found)
+    field = _field(view.search.survey(fleet, view.readings, wish))
     where = _written(configuration, name, field)
     return Unplaced(
         name,
         shortage(fleet, model) or len(bare),
-        found.kind,
-        message(found),
-        unblock(fleet, view.readings, wish, found),
+        refused.kind,
+        refused.message,
+        refused.unblock,
         field,
         where.document,
         where.line,

@@ -161,9 +161,20 @@ def test_two_models_of_one_group_and_one_node_are_told_with_file_line_and_what_w
     (refused,) = found.unplaced
     assert (refused.model, refused.missing, refused.field) == ("b", 1, "concurrency_groups")
     assert (refused.document, refused.line) == ("0.yaml", 6)
-    assert refused.reason == "0/1 nodes: 1 concurrency_group"
-    assert refused.unblock is not None
-    assert "g held by a" in refused.unblock
+    assert refused.reason == "0/1 nodes: 1 concurrency_group; on n1, a#0 is needed for its model's min_replicas"
+    assert refused.unblock == "lower min_replicas of a"
+
+
+def test_what_a_pinned_model_keeps_out_names_it_though_other_nodes_are_out_of_question() -> None:
+    """S3, R5: the group's holder, not a label that would bring in another node, is what the operator asks for."""
+    world = World(*an_approved_node(), *an_approved_node("n2"))
+    text = GROUPED.replace("command: [serve]", "command: [serve]\n    pinned: true", 1).replace(
+        "min_replicas: 1", "min_replicas: 1, node_selector: node.name=n1"
+    )
+    (refused,) = planned(world, read(text)).unplaced
+    assert (refused.model, refused.kind) == ("b", "exhausted")
+    assert refused.reason.endswith("on n1, a#0 is pinned")
+    assert refused.unblock == "unpin a"
 
 
 def test_a_selector_no_node_matches_is_told_where_the_schedule_is_written() -> None:
