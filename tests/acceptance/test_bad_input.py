@@ -293,6 +293,7 @@ def _every_model_command(shared: Installation) -> None:
     assert shared.complete(MODEL).status_code == 200
     assert MODEL in shared.cli("ps", "--model", MODEL, "--node", NAMED).out
     assert "is loaded" in shared.cli("logs", MODEL).out
+    assert "no line of a living replica" in shared.cli("logs", f"{MODEL}#9").err
     assert shared.cli("events", "--json").out
     shared.cli("model", "show", MODEL)
     assert MODEL in shared.cli("models").out

@@ -50,7 +50,17 @@ def create(
     registration: bool = False,
     session: Here,
 ) -> None:
-    """Create a token and print it once."""
+    """Create a token and print it once.
+
+    Parameters
+    ----------
+    name
+        Who it is for; events name it as the actor.
+    role
+        A viewer looks, an operator commands, an admin also makes tokens.
+    registration
+        One that workers register with; it has no role.
+    """
     body = {"name": name} if registration else {"name": name, "role": role}
     answer = session.call("POST", _path(registration), body=body)
     session.done(answer, f"token {name}: {answer['token']}")
@@ -58,14 +68,30 @@ def create(
 
 @token_app.command
 def revoke(name: str, *, registration: bool = False, session: Here) -> None:
-    """Revoke a token; who uses it is refused from now on."""
+    """Revoke a token; who uses it is refused from now on.
+
+    Parameters
+    ----------
+    name
+        Its name: `modelyard token ls`.
+    registration
+        One that workers register with.
+    """
     path = f"{_path(registration)}/{segment(name)}"
     session.done(session.call("DELETE", path), f"token {name} revoked")
 
 
 @token_app.command
 def rotate(name: str, *, registration: bool = False, session: Here) -> None:
-    """Give a token another secret and print it once; the one before is refused from now on."""
+    """Give a token another secret and print it once; the one before is refused from now on.
+
+    Parameters
+    ----------
+    name
+        Its name: `modelyard token ls`.
+    registration
+        One that workers register with.
+    """
     answer = session.call("POST", f"{_path(registration)}/{segment(name)}/rotate")
     session.done(answer, f"token {name}: {answer['token']}")
 
@@ -79,7 +105,13 @@ def register(app: App) -> None:
 
 @settings_app.default
 def settings(*changes: str, session: Here) -> None:
-    """Show the settings, or change some: `modelyard settings lost_after_seconds=90`."""
+    """Show the settings, or change some: `modelyard settings lost_after_seconds=90`.
+
+    Parameters
+    ----------
+    changes
+        Each as NAME=VALUE; without any the settings are shown.
+    """
     if changes:
         set_settings(*changes, session=session)
     else:
@@ -99,7 +131,13 @@ def show_settings(*, session: Here) -> None:
 
 @settings_app.command(name="set")
 def set_settings(*changes: str, session: Here) -> None:
-    """Change settings, each as NAME=VALUE; all of them or none."""
+    """Change settings, each as NAME=VALUE; all of them or none.
+
+    Parameters
+    ----------
+    changes
+        Each as NAME=VALUE.
+    """
     if not changes:
         raise WrongUsageError("name at least one setting, as NAME=VALUE")
     body = dict(assigned(change) for change in changes)
@@ -108,7 +146,13 @@ def set_settings(*changes: str, session: Here) -> None:
 
 @settings_app.command(name="reset")
 def reset_settings(*names: str, session: Here) -> None:
-    """Put settings back to their defaults: those named, or all."""
+    """Put settings back to their defaults: those named, or all.
+
+    Parameters
+    ----------
+    names
+        The settings to reset; all without.
+    """
     if names:
         answer = session.call("PATCH", "/settings", body=dict.fromkeys(names))
     else:
@@ -123,12 +167,24 @@ def clear_mass_loss(*, session: Here) -> None:
 
 
 def freeze(what: Literal["reconciler", "evictions"] = "reconciler", *, session: Here) -> None:
-    """Stop automatic changes; commands still work."""
+    """Stop automatic changes; commands still work.
+
+    Parameters
+    ----------
+    what
+        The reconciler, which places and ends of itself, or evictions, which make room.
+    """
     session.done(session.call("PATCH", "/settings", body={f"{what}_frozen": True}), f"{what} frozen")
 
 
 def thaw(what: Literal["reconciler", "evictions"] = "reconciler", *, session: Here) -> None:
-    """Undo a freeze."""
+    """Undo a freeze.
+
+    Parameters
+    ----------
+    what
+        What was frozen.
+    """
     session.done(session.call("PATCH", "/settings", body={f"{what}_frozen": False}), f"{what} thawed")
 
 

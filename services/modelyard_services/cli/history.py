@@ -34,7 +34,27 @@ def events(  # noqa: PLR0913 - one option per filter
     follow: Annotated[bool, Parameter(alias="-f")] = False,
     session: Here,
 ) -> None:
-    """Show events with actor and cause: the newest `--limit`, or from `--after` on; `--follow` goes on."""
+    """Show events with actor and cause: the newest `--limit`, or from `--after` on; `--follow` goes on.
+
+    Parameters
+    ----------
+    after
+        From this sequence on, it excluded.
+    node
+        Only those of this node.
+    model
+        Only those of this model.
+    type_
+        Only those of this type: `replica.placed`.
+    actor
+        Only what this one did: a name, as `ACTOR` shows after the colon.
+    correlation
+        Only what one command led to: its correlation id, in `--json`.
+    limit
+        At most so many.
+    follow
+        Go on with what happens from now on.
+    """
     filters = {"node": node, "model": model, "type": type_, "actor": actor, "correlation": correlation}
     if follow:
         _follow(session, after, filters)

@@ -34,7 +34,13 @@ def list_models(*, session: Here) -> None:
 
 @model_app.command(name="show")
 def show_model(model: str, *, session: Here) -> None:
-    """Show one model with its spec."""
+    """Show one model with its spec.
+
+    Parameters
+    ----------
+    model
+        Its name: `modelyard models`.
+    """
     answer = session.get(f"/models/{segment(model)}")
     rows: list[tuple[str, Any]] = [
         ("revision", answer["revision"]),
@@ -48,7 +54,13 @@ def show_model(model: str, *, session: Here) -> None:
 
 @model_app.command(name="capacity")
 def show_capacity(model: str, *, session: Here) -> None:
-    """Show how many more replicas of a model fit, node by node, or what rejects one there."""
+    """Show how many more replicas of a model fit, node by node, or what rejects one there.
+
+    Parameters
+    ----------
+    model
+        Its name: `modelyard models`.
+    """
     answer = session.get(f"/models/{segment(model)}/capacity")
     rows = [(found["node"], found["replicas"], _rejection(found)) for found in answer["items"]]
     rows.append(("all nodes", answer["fits"], f"{answer['replicas']} live, wanted {_bounds(answer)}"))
@@ -65,7 +77,21 @@ def set_model(
     health: str | None = None,
     session: Here,
 ) -> None:
-    """Define a model, from `--file` (YAML or JSON) or from a command line after `--`."""
+    """Define a model, from `--file` (YAML or JSON) or from a command line after `--`.
+
+    Parameters
+    ----------
+    model
+        Its name: any printable characters but `#` and white space.
+    command
+        The words of its command line, after `--`; with placeholders `{port} {host} {model} {replica} {gpu}`.
+    file
+        Its fields as YAML or JSON, as under `models` of a configuration file; options win over it.
+    vram
+        What a replica takes: `12GiB`; by default it is measured or estimated.
+    health
+        HTTP path that answers 200 when it is ready; by default `/health`.
+    """
     body: dict[str, Any] = _read(file) if file else {}
     body |= {"command": command} if command else {}
     body |= {"vram": vram} if vram else {}
@@ -77,13 +103,25 @@ def set_model(
 
 @model_app.command(name="rm")
 def remove_model(model: str, *, session: Here) -> None:
-    """End a model's definition; its replicas drain."""
+    """End a model's definition; its replicas drain.
+
+    Parameters
+    ----------
+    model
+        Its name: `modelyard models`.
+    """
     session.done(session.call("DELETE", f"/models/{segment(model)}"), f"model {model} removed")
 
 
 @model_app.command(name="clear-breaker")
 def clear_breaker(model: str, *, session: Here) -> None:
-    """Try again now to place a model that was found unsatisfiable."""
+    """Try again now to place a model that was found unsatisfiable.
+
+    Parameters
+    ----------
+    model
+        Its name: `modelyard models`.
+    """
     answer = session.call("POST", f"/models/{segment(model)}/clear-breaker")
     session.done(answer, f"breaker of {model} cleared")
 
@@ -108,7 +146,13 @@ def list_schedules(*, session: Here) -> None:
 
 @schedule_app.command(name="show")
 def show_schedule(model: str, *, session: Here) -> None:
-    """Show one model's schedule."""
+    """Show one model's schedule.
+
+    Parameters
+    ----------
+    model
+        Its name: `modelyard models`.
+    """
     answer = session.get(f"/models/{segment(model)}/schedule")
     rows = [(key, formats.field(key, value)) for key, value in answer.items() if key != "unsatisfiable"]
     rows.append(("unsatisfiable", _unsatisfiable(answer) or "-"))
@@ -134,7 +178,39 @@ def set_schedule(  # noqa: PLR0913 - one option per field
     file: Path | None = None,
     session: Here,
 ) -> None:
-    """Set a model's whole schedule: what isn't given has its default."""
+    """Set a model's whole schedule: what isn't given has its default.
+
+    Parameters
+    ----------
+    model
+        Its name; a schedule for one that isn't defined yet is kept.
+    selector
+        Nodes by their labels: `tier=gpu, zone in (a,b), key!=value, key, !key`.
+    replicas
+        `all` for one on every node that the selector matches; excludes the two below.
+    min_replicas
+        Kept ready at all times; 0 by default.
+    max_replicas
+        Never more than that; 0, the default, is no limit.
+    placement
+        `spread` over nodes (default) or `binpack`.
+    max_per_node
+        At most so many on one node; by default the node's slots.
+    gpus
+        GPUs of one replica; 1 by default.
+    idle_timeout_seconds
+        End a replica without a request for so long, down to the minimum.
+    busy_timeout_seconds
+        End a replica by force whose oldest request runs for longer.
+    target_in_flight
+        Add a replica when each has more requests than that; by default when all are busy.
+    rollout
+        On a new revision: `surge`, the new one ready first (default), or `replace`.
+    affinity
+        `session` or `prefix` keeps requests that belong together on one replica; `none` by default.
+    file
+        Its fields as YAML or JSON, as under `schedules` of a configuration file; options win over it.
+    """
     given = {
         "node_selector": selector,
         "replicas": replicas,
@@ -157,7 +233,13 @@ def set_schedule(  # noqa: PLR0913 - one option per field
 
 @schedule_app.command(name="rm")
 def remove_schedule(model: str, *, session: Here) -> None:
-    """Clear a model's schedule; what runs goes on."""
+    """Clear a model's schedule; what runs goes on.
+
+    Parameters
+    ----------
+    model
+        Its name: `modelyard models`.
+    """
     session.done(session.call("DELETE", f"/models/{segment(model)}/schedule"), f"schedule of {model} cleared")
 
 

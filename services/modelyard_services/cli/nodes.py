@@ -25,7 +25,19 @@ def ls(
     selector: Annotated[str | None, Parameter(alias="-l")] = None,
     session: Here,
 ) -> None:
-    """List nodes."""
+    """List nodes.
+
+    Parameters
+    ----------
+    admission
+        Only those pending, approved or rejected.
+    liveness
+        Only those alive, lost or departed.
+    intent
+        Only those schedulable, cordoned or draining.
+    selector
+        Nodes by their labels: `tier=gpu, zone in (a,b), key!=value, key, !key`.
+    """
     answer = session.list("/nodes", admission=admission, liveness=liveness, intent=intent, selector=selector)
     rows = [
         (
@@ -45,7 +57,13 @@ def ls(
 
 @app.command
 def show(node: str, *, session: Here) -> None:
-    """Show one node with its facets, labels, devices and budgets."""
+    """Show one node with its facets, labels, devices and budgets.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    """
     answer = session.get(f"/nodes/{segment(node)}")
     rows: list[tuple[str, Any]] = [
         ("admission", answer["admission"]),
@@ -74,31 +92,67 @@ def show(node: str, *, session: Here) -> None:
 
 @app.command
 def approve(node: str, *, session: Here) -> None:
-    """Admit a node: from now on it may take replicas."""
+    """Admit a node: from now on it may take replicas.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    """
     _post(session, node, "approve", f"{node} approved")
 
 
 @app.command
 def reject(node: str, reason: str = "", *, session: Here) -> None:
-    """Refuse a node."""
+    """Refuse a node.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    reason
+        Why; it is told to its worker, and in the event.
+    """
     _post(session, node, "reject", f"{node} rejected", {"reason": reason})
 
 
 @app.command
 def cordon(node: str, *, session: Here) -> None:
-    """Nothing new on the node; what runs keeps serving."""
+    """Nothing new on the node; what runs keeps serving.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    """
     _post(session, node, "cordon", f"{node} cordoned")
 
 
 @app.command
 def uncordon(node: str, *, session: Here) -> None:
-    """Undo a cordon."""
+    """Undo a cordon.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    """
     _post(session, node, "uncordon", f"{node} schedulable")
 
 
 @app.command
 def drain(node: str, *, deadline_seconds: float | None = None, wait: bool = False, session: Here) -> None:
-    """Empty the node: replacements first, requests in flight finish, then its replicas end."""
+    """Empty the node: replacements first, requests in flight finish, then its replicas end.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    deadline_seconds
+        When what still runs there is ended; by default the setting `drain_deadline_seconds`.
+    wait
+        Return when it is empty.
+    """
     body = {} if deadline_seconds is None else {"deadline_seconds": deadline_seconds}
     _post(session, node, "drain", f"{node} draining", body)
     if wait:
@@ -107,13 +161,27 @@ def drain(node: str, *, deadline_seconds: float | None = None, wait: bool = Fals
 
 @app.command
 def resume(node: str, *, session: Here) -> None:
-    """Undo a drain or a cordon. Approves nobody."""
+    """Undo a drain or a cordon. Approves nobody.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    """
     _post(session, node, "resume", f"{node} schedulable")
 
 
 @app.command
 def label(node: str, *assignments: str, session: Here) -> None:
-    """Set labels: `modelyard node label gpu-1 tier=gpu zone=a`, all or none."""
+    """Set labels: `modelyard node label gpu-1 tier=gpu zone=a`, all or none.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    assignments
+        Labels as key=value.
+    """
     if not assignments:
         raise WrongUsageError("name at least one label, as key=value")
     pairs = dict(_pair(assignment) for assignment in assignments)
@@ -123,7 +191,15 @@ def label(node: str, *assignments: str, session: Here) -> None:
 
 @app.command
 def unlabel(node: str, *keys: str, session: Here) -> None:
-    """Remove labels that an operator set, all or none."""
+    """Remove labels that an operator set, all or none.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    keys
+        The labels' keys.
+    """
     if not keys:
         raise WrongUsageError("name at least one label")
     answer = session.call("PATCH", f"/nodes/{segment(node)}/labels", body=dict.fromkeys(keys))
@@ -132,14 +208,36 @@ def unlabel(node: str, *keys: str, session: Here) -> None:
 
 @app.command
 def slots(node: str, value: int | None = None, *, reset: bool = False, enforce: bool = False, session: Here) -> None:
-    """Set how many replicas of one model the node takes; `--reset` gives the worker's figure back its force."""
+    """Set how many replicas of one model the node takes; `--reset` gives the worker's figure back its force.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    value
+        Replicas of one model, from 1 on.
+    reset
+        The worker's figure again.
+    enforce
+        End replicas above the figure at once.
+    """
     path = f"/nodes/{segment(node)}/max-replicas-per-model"
     _override(session, path, value, reset=reset, enforce=enforce, what=f"{node} slots")
 
 
 @app.command
 def budget(node: str, value: str | None = None, *, reset: bool = False, session: Here) -> None:
-    """Set the VRAM that models may use (`80%`, `12GiB`); `--reset` gives the worker's budget back its force."""
+    """Set the VRAM that models may use (`80%`, `12GiB`); `--reset` gives the worker's budget back its force.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    value
+        A share (`80%`), a size (`12GiB`), or bytes.
+    reset
+        The worker's budget again.
+    """
     path = f"/nodes/{segment(node)}/vram-budget"
     _override(session, path, value, reset=reset, enforce=False, what=f"{node} VRAM budget")
 
@@ -153,6 +251,10 @@ def watchdog(node: str, *changes: str, reset: bool = False, session: Here) -> No
 
     Parameters
     ----------
+    node
+        Its name: `modelyard nodes`.
+    changes
+        Figures of its own, each as NAME=VALUE; without any, what holds is shown.
     reset
         Give all of them back to the fleet.
     """
@@ -182,7 +284,23 @@ def reserve(  # noqa: PLR0913 - what is held, by whom, why, how long
     seconds: float | None = None,
     session: Here,
 ) -> None:
-    """Hold VRAM for something else, a training job say."""
+    """Hold VRAM for something else, a training job say.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    vram
+        How much: `12GiB`.
+    holder
+        Who has it.
+    reason
+        What for.
+    gpu
+        On which GPU, where the node has several.
+    seconds
+        For how long; by default until it is released.
+    """
     body = {"vram": vram, "holder": holder, "reason": reason, "gpu": gpu, "seconds": seconds}
     answer = session.call("POST", f"/nodes/{segment(node)}/reservations", body=body)
     session.done(answer, f"{vram} reserved on {node} for {holder}")
@@ -190,14 +308,28 @@ def reserve(  # noqa: PLR0913 - what is held, by whom, why, how long
 
 @app.command
 def release(node: str, reservation: str, *, session: Here) -> None:
-    """Release an operator's reservation."""
+    """Release an operator's reservation.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    reservation
+        Its id, as `reserve --json` told it.
+    """
     answer = session.call("DELETE", f"/nodes/{segment(node)}/reservations/{segment(reservation)}")
     session.done(answer, f"{reservation} released on {node}")
 
 
 @app.command
 def remove(node: str, *, session: Here) -> None:
-    """End the node with its labels, replicas and reservations."""
+    """End the node with its labels, replicas and reservations.
+
+    Parameters
+    ----------
+    node
+        Its name: `modelyard nodes`.
+    """
     answer = session.call("DELETE", f"/nodes/{segment(node)}")
     session.done(answer, f"{node} removed")
 

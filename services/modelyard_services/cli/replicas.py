@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
-from modelyard_services.cli import formats
+from modelyard_services.cli import formats, tables
 from modelyard_services.cli.session import CommandFailedError, Session, segment
 from modelyard_services.cli.waiting import until
 
@@ -28,7 +28,17 @@ def register(app: App) -> None:
 
 
 def ps(*, model: str | None = None, node: str | None = None, state: str | None = None, session: Here) -> None:
-    """List what runs: replicas with their node, state, memory and requests in flight."""
+    """List what runs: replicas with their node, state, memory and requests in flight.
+
+    Parameters
+    ----------
+    model
+        Only those of this model.
+    node
+        Only those on this node.
+    state
+        Only those placed, loading, ready, draining or unreachable.
+    """
     answer = session.list("/replicas", model=model, node=node, state=state)
     rows = [
         (
@@ -63,6 +73,21 @@ def load(  # noqa: PLR0913 - one option per member of the request
 
     With `--wait`, a load that other replicas hold up is tried again each second, 30 times. With `--revision`, nothing
     is placed if the model was redefined since.
+
+    Parameters
+    ----------
+    model
+        Its name: `modelyard models`.
+    node
+        On this node; by default on the best one.
+    selector
+        Nodes by their labels: `tier=gpu, zone in (a,b), key!=value, key, !key`.
+    replicas
+        So many; what fits is loaded, and the refusal of the rest told.
+    revision
+        Refuse it unless the model's revision is this one.
+    wait
+        Return when it is ready or has failed.
     """
     body = {"node": node, "selector": selector, "replicas": replicas, "revision": revision}
     answer = _placed(session, model, body, tries=HELD_UP_TRIES if wait else 1)
@@ -90,7 +115,17 @@ def _fewer(answer: dict[str, Any], replicas: int) -> str:
 
 
 def unload(target: str, *, node: str | None = None, wait: bool = False, session: Here) -> None:
-    """End replicas: all of a model, those on one node, one by `model#index` with --node, or one by its id."""
+    """End replicas: all of a model, those on one node, one by `model#index` with --node, or one by its id.
+
+    Parameters
+    ----------
+    target
+        A model, `model#index` with --node, or a replica's id (`modelyard ps`).
+    node
+        Only those on this node.
+    wait
+        Return when their processes have ended.
+    """
     path, query = _named(session, target, node)
     ended = session.call("DELETE", path, query=query)
     session.done(ended, f"{target} unloading: {', '.join(ended['replicas'])}")
@@ -103,6 +138,15 @@ def restart(target: str, *, node: str | None = None, wait: bool = False, session
     """Replace what is ready by fresh processes, one after another, a new one ready first where it fits.
 
     All of a model, those on one node, one by `model#index` with --node, or one by its id; `--wait` until it is done.
+
+    Parameters
+    ----------
+    target
+        A model, `model#index` with --node, or a replica's id (`modelyard ps`).
+    node
+        Only those on this node.
+    wait
+        Return when the new ones have replaced them.
     """
     path, query = _named(session, target, node)
     answer = session.call("POST", f"{path.removesuffix('/replicas')}/restart", query=query)
@@ -115,11 +159,25 @@ def restart(target: str, *, node: str | None = None, wait: bool = False, session
 def logs(
     target: str, *, lines: int = 100, follow: Annotated[bool, Parameter(alias="-f")] = False, session: Here
 ) -> None:
-    """Show the last lines of a replica (by id or `model#index`), or of all replicas of a model by time."""
+    """Show the last lines of a replica (by id or `model#index`), or of all replicas of a model by time.
+
+    Parameters
+    ----------
+    target
+        A model, `model#index`, or a replica's id (`modelyard ps`).
+    lines
+        How many of the last ones, of each replica.
+    follow
+        Go on with what is written from now on.
+    """
+    silent = True
     path = f"/replicas/{segment(target)}/logs" if target.startswith("r-") else f"/models/{segment(target)}/logs"
     with session.stream(path, lines=lines, follow=follow) as response:
         for line in response.iter_lines():
+            silent = silent and not line
             _print_line(line, session)
+    if silent:
+        tables.line("no line of a living replica; `modelyard events` has the last of those that ended", errors=True)
 
 
 def _print_line(line: str, session: Session) -> None:
