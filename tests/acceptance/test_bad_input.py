@@ -141,6 +141,8 @@ def test_the_gateway_refuses_as_openai_does(shared: Installation, body: bytes, s
         ("schedule", "set", "m", "--target-in-flight", "inf"),
         ("settings", "set"),
         ("settings", "freeze"),
+        ("ps", "--state", "asleep"),
+        ("node", "ls", "--liveness", "asleep"),
         ("plan",),
         ("apply", "--prune"),
         ("simulate",),

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
+from modelyard_projections.fleet.state import Admission, IntentName, LivenessName
 from modelyard_services.cli import formats
 from modelyard_services.cli.assignments import assigned
 from modelyard_services.cli.session import Session, WrongUsageError, segment
@@ -19,9 +20,9 @@ Here = Annotated[Session, Parameter(parse=False)]
 @app.command(name="ls")
 def ls(
     *,
-    admission: str | None = None,
-    liveness: str | None = None,
-    intent: str | None = None,
+    admission: Admission | None = None,
+    liveness: LivenessName | None = None,
+    intent: IntentName | None = None,
     selector: Annotated[str | None, Parameter(alias="-l")] = None,
     session: Here,
 ) -> None:
@@ -30,11 +31,11 @@ def ls(
     Parameters
     ----------
     admission
-        Only those pending, approved or rejected.
+        Only those that may serve, or may not.
     liveness
-        Only those alive, lost or departed.
+        Only those heard, not heard, or gone on purpose.
     intent
-        Only those schedulable, cordoned or draining.
+        Only those that take work, nothing new, or are being emptied.
     selector
         Nodes by their labels: `tier=gpu, zone in (a,b), key!=value, key, !key`.
     """

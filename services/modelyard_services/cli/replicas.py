@@ -3,10 +3,11 @@
 import json
 import sys
 import time
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from cyclopts import App, Parameter
 
+from modelyard_projections.fleet.state import PhaseName
 from modelyard_services.cli import formats, tables
 from modelyard_services.cli.session import CommandFailedError, Session, segment
 from modelyard_services.cli.waiting import until
@@ -15,6 +16,7 @@ HELD_UP_TRIES: Final = 30
 HELD_UP_PAUSE_SECONDS: Final = 1.0
 """A load that waits asks again each second, 30 times, while others are in the way (rule P4)."""
 
+ReplicaState = Literal[PhaseName, "unreachable"]
 Here = Annotated[Session, Parameter(parse=False)]
 
 
@@ -27,7 +29,7 @@ def register(app: App) -> None:
     app.command(logs)
 
 
-def ps(*, model: str | None = None, node: str | None = None, state: str | None = None, session: Here) -> None:
+def ps(*, model: str | None = None, node: str | None = None, state: ReplicaState | None = None, session: Here) -> None:
     """List what runs: replicas with their node, state, memory and requests in flight.
 
     Parameters
@@ -37,7 +39,7 @@ def ps(*, model: str | None = None, node: str | None = None, state: str | None =
     node
         Only those on this node.
     state
-        Only those placed, loading, ready, draining or unreachable.
+        Only those in this state.
     """
     answer = session.list("/replicas", model=model, node=node, state=state)
     rows = [

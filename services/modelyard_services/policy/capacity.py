@@ -11,6 +11,7 @@ from modelyard_events.envelope import AnyEvent
 from modelyard_events.errors import InvalidValueError
 from modelyard_events.ids import NAME_LENGTH_MAX, CommandId, NodeName, ReservationId
 from modelyard_events.node import (
+    HOST_MEMORY,
     NodeMaxReplicasOverridden,
     NodeOverrideCleared,
     NodeVramBudgetOverridden,
@@ -143,7 +144,7 @@ def _check_holder(holder: OperatorHolder) -> None:
     if len(holder.reason) > REASON_LENGTH_MAX:
         raise InvalidValueError("reason", f"{holder.reason[:20]}…", f"is longer than {REASON_LENGTH_MAX} characters")
     if holder.seconds is not None and not 0 < holder.seconds <= RESERVE_SECONDS_MAX:
-        raise InvalidValueError("seconds", holder.seconds, f"is out of range; give up to {RESERVE_SECONDS_MAX:.0f}")
+        raise InvalidValueError("seconds", holder.seconds, f"is out of range; give 0 … {RESERVE_SECONDS_MAX:.0f}")
 
 
 def _check_request(state: NodeState, vram: Mapping[int, int]) -> None:
@@ -151,7 +152,8 @@ def _check_request(state: NodeState, vram: Mapping[int, int]) -> None:
         raise InvalidValueError("vram", {}, "names no device")
     for device, size in vram.items():
         if device not in state.devices:
-            raise InvalidValueError("vram", device, f"is no device of {state.name}; it has {sorted(state.devices)}")
+            gpus = ", ".join(str(known) for known in sorted(state.devices) if known != HOST_MEMORY)
+            raise InvalidValueError("gpu", device, f"is no GPU of {state.name}; it has {gpus or 'none'}")
         if not 0 < size <= SIZE_MAX:
             raise InvalidValueError("vram", size, "is out of range; give a size above 0")
 

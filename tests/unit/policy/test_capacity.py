@@ -182,9 +182,18 @@ def test_the_budget_caps_the_sum_over_devices() -> None:
     given(*history).when(reserving({1: 12 * GIB})).then_raises(NoCapacityError, "budget", "short by 2.0 GiB")
 
 
-@pytest.mark.parametrize("vram", [{}, {1: GIB}, {-1: GIB}, {0: 0}, {0: -GIB}])
-def test_a_reservation_names_devices_the_node_has_and_sizes_above_zero(vram: dict[int, int]) -> None:
-    given(*an_approved_node()).when(reserving(vram)).then_raises(InvalidValueError, "vram")
+@pytest.mark.parametrize(
+    ("vram", "says"),
+    [
+        ({}, "vram"),
+        ({1: GIB}, "gpu: 1 is no GPU of n1; it has 0"),
+        ({-1: GIB}, "gpu: -1 is no GPU of n1"),
+        ({0: 0}, "vram"),
+        ({0: -GIB}, "vram"),
+    ],
+)
+def test_a_reservation_names_devices_the_node_has_and_sizes_above_zero(vram: dict[int, int], says: str) -> None:
+    given(*an_approved_node()).when(reserving(vram)).then_raises(InvalidValueError, says)
 
 
 @pytest.mark.parametrize(
