@@ -17,9 +17,8 @@ from modelyard_services.api import views
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import PAGE_MAX, ApiRequest, page, service_of
 from modelyard_services.errors import NotFoundError
-from modelyard_services.policy.fitting import NodeFit, fit
+from modelyard_services.policy.fitting import NodeFit, fit, one_more
 from modelyard_services.policy.placement import Request
-from modelyard_services.policy.readings import read
 
 Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Items in one answer.")]
 Cursor = Annotated[str | None, QueryParameter(name="after", description="The `next` of the page before.")]
@@ -69,7 +68,8 @@ class NodeFitView(msgspec.Struct, frozen=True):
 class CapacityView(msgspec.Struct, frozen=True):
     """How many more replicas of a model fit now without ending any, beside those that live and are wanted.
 
-    `min_replicas` and `max_replicas` are its schedule's; null is no limit.
+    `min_replicas` and `max_replicas` are its schedule's; null is no limit. `one_more` is what asking for another one
+    would come to: where it goes and in place of whom (`waits_for`), or why it is refused and what would `unblock` it.
     """
 
     model: str
@@ -77,6 +77,9 @@ class CapacityView(msgspec.Struct, frozen=True):
     replicas: int
     min_replicas: int
     max_replicas: int | None
+    one_more: str
+    waits_for: list[str]
+    unblock: str | None
     items: list[NodeFitView]
     next: str | None
     sequence: int
@@ -145,12 +148,13 @@ class Queries(Controller):
     async def model_capacity(
         self, request: ApiRequest, model: FromPath[str], limit: Limit = PAGE_MAX, after: Cursor = None
     ) -> CapacityView:
-        """How many more replicas of the model would fit on each node, or what rejects one there."""
+        """How many more replicas of the model would fit on each node, and what one more would come to."""
         service = service_of(request)
         state, runtime = service.model(model), service.runtime
-        measured = read(service.fleet, runtime.demand, heard_ns=runtime.clock.monotonic_ns())
-        one_more = Request(model=state.name, command=CommandId("capacity"), now_ns=runtime.clock.now_ns())
-        found = fit(service.fleet, measured, one_more)
+        measured = service.readings(service.fleet)
+        another = Request(model=state.name, command=CommandId("capacity"), now_ns=runtime.clock.now_ns())
+        found = fit(service.fleet, measured, another)
+        told = one_more(service.fleet, measured, another, search=service.search)
         taken, cursor = page(list(found.nodes), lambda each: each.node, limit=limit, after=after)
         return CapacityView(
             state.name,
@@ -158,6 +162,9 @@ class Queries(Controller):
             found.living,
             found.floor,
             found.ceiling,
+            told.outcome,
+            list(told.waits_for),
+            told.unblock,
             [_fit_view(each) for each in taken],
             cursor,
             service.fleet.sequence,

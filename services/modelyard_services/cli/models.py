@@ -54,7 +54,7 @@ def show_model(model: str, *, session: Here) -> None:
 
 @model_app.command(name="capacity")
 def show_capacity(model: str, *, session: Here) -> None:
-    """Show how many more replicas of a model fit, node by node, or what rejects one there.
+    """Show how many more replicas of a model fit, node by node, or why none does; and what one more would come to.
 
     Parameters
     ----------
@@ -64,6 +64,8 @@ def show_capacity(model: str, *, session: Here) -> None:
     answer = session.get(f"/models/{segment(model)}/capacity")
     rows = [(found["node"], found["replicas"], _rejection(found)) for found in answer["items"]]
     rows.append(("all nodes", answer["fits"], f"{answer['replicas']} live, wanted {_bounds(answer)}"))
+    advice = f"; to unblock: {answer['unblock']}" if answer["unblock"] else ""
+    rows.append(("one more", "", answer["one_more"] + advice))
     session.show(answer, rows, "NODE", "FITS", "WHY NOT")
 
 

@@ -1,11 +1,13 @@
 """How many more replicas of a model would fit, and where: its capacity as the fleet is now.
 
-Invariant: it says what placing one after another would come to, evicting nothing; nodes don't depend on each other.
+Invariant: `fit` says what placing one after another would come to, evicting nothing; nodes don't depend on each other.
+What one more would come to, evictions and all, `one_more` says by the decision itself.
 """
 
 import msgspec
 
-from modelyard_events.ids import NodeName
+from modelyard_events.ids import NodeName, ReplicaId
+from modelyard_events.replica import ReplicaPlaced
 from modelyard_projections.fleet import Fleet, NodeState
 from modelyard_services.policy.desired import ceiling, floor, serving
 from modelyard_services.policy.filters import (
@@ -17,8 +19,9 @@ from modelyard_services.policy.filters import (
     vram_rejection,
 )
 from modelyard_services.policy.memory import Room, choose_devices
-from modelyard_services.policy.placement import Request, wish_of
+from modelyard_services.policy.placement import Request, place, wish_of
 from modelyard_services.policy.readings import Readings
+from modelyard_services.policy.searcher import Searcher
 
 
 class NodeFit(msgspec.Struct, frozen=True):
@@ -40,6 +43,27 @@ class Fit(msgspec.Struct, frozen=True):
     floor: int
     ceiling: int | None
     nodes: tuple[NodeFit, ...]
+
+
+class OneMore(msgspec.Struct, frozen=True):
+    """What asking for one more now would come to: where it would go and who would end for it, or why it is refused."""
+
+    outcome: str
+    waits_for: tuple[ReplicaId, ...] = ()
+    unblock: str | None = None
+
+
+def one_more(fleet: Fleet, readings: Readings, request: Request, *, search: Searcher) -> OneMore:
+    """The decision that `place` would make, made for nothing (rules P3-P5).
+
+    Raises:
+        ModelUnknownError: the model isn't defined.
+    """
+    outcome = place(fleet, readings, request, search=search)
+    if outcome.refused is not None:
+        return OneMore(outcome.refused.message, unblock=outcome.refused.unblock)
+    placed = next(event for event in outcome.events if isinstance(event, ReplicaPlaced))
+    return OneMore(placed.decision.outcome, placed.waits_for)
 
 
 def fit(fleet: Fleet, readings: Readings, request: Request) -> Fit:

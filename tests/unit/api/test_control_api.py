@@ -382,6 +382,11 @@ async def test_capacity_says_how_many_more_fit_and_why_no_more(runtime: Runtime,
     assert (full["fits"], full["replicas"], full["next"]) == (0, 2, None)
     (node,) = full["items"]
     assert (node["node"], node["filter"], node["unit"]) == (NODE, "vram", "bytes")
+    assert one["one_more"] == f"placed on {NODE}"
+    assert "1 vram" in full["one_more"]
+    assert full["one_more"].endswith(f"on {NODE}, a/capacity#0 is loading, a/capacity#1 is loading"), full["one_more"]
+    assert full["unblock"].startswith("free "), full["unblock"]
+    assert full["waits_for"] == []
     assert (await client.get("/api/v1/models/nobody/capacity")).json()["code"] == "model_unknown"
 
 

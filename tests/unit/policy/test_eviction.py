@@ -14,9 +14,11 @@ from modelyard_events.selectors import parse_selector
 from modelyard_events.sizes import Bytes, Fraction, VramBudget
 from modelyard_events.spec import Autoscale, Schedule, SpreadAll
 from modelyard_projections.fleet import Placed
+from modelyard_services.policy.fitting import OneMore, one_more
 from modelyard_services.policy.models import define
 from modelyard_services.policy.placement import Outcome, Refused, Request, place
 from modelyard_services.policy.readings import NodeReading, Readings
+from modelyard_services.policy.searcher import PLAIN
 from tests.support.given import (
     GIB,
     SECOND_NS,
@@ -108,6 +110,37 @@ def test_an_idle_replica_makes_room_in_the_same_append() -> None:
     world.append(*outcome.events)
     placed = world.fleet.replicas[ReplicaId(str(outcome.replica))]
     assert placed.phase == Placed(deadline_ns=None)
+
+
+def test_one_more_is_told_with_the_plan_that_it_takes() -> None:
+    """P3, H2: who would end for it, before anybody does."""
+    world = World(*a_node(), *a_tenant("a", 12 * GIB), *wanted())
+    asked = Request(model=M, command=CommandId("c-1"), now_ns=NOW_NS)
+    told = one_more(world.fleet, seen(), asked, search=PLAIN)
+    assert told == OneMore("placed on n1, in place of a#0", waits_for=(ReplicaId("r-a"),))
+
+
+@pytest.mark.parametrize(
+    ("holder", "obstacle", "way_out"),
+    [
+        ([*a_tenant("a", 12 * GIB, pinned=True)], "is pinned", "unpin a"),
+        (
+            [*a_tenant("a", 12 * GIB), a_floor("a", 1)],
+            "is needed for its model's min_replicas",
+            "lower min_replicas of a",
+        ),
+    ],
+)
+def test_one_more_is_refused_with_who_holds_the_node_and_what_would_help(
+    holder: list[AnyEvent], obstacle: str, way_out: str
+) -> None:
+    """P5: the node, its holder, and the smallest change."""
+    world = World(*a_node(), *holder, *wanted())
+    asked = Request(model=M, command=CommandId("c-1"), now_ns=NOW_NS)
+    told = one_more(world.fleet, seen(), asked, search=PLAIN)
+    assert told.outcome.endswith(f"on n1, a#0 {obstacle}"), told
+    assert told.unblock == f"free 4.0 GiB of VRAM on n1, or {way_out}"
+    assert told.waits_for == ()
 
 
 def test_an_eviction_guards_the_victims_model() -> None:
