@@ -34,6 +34,9 @@ Way = Literal["stays", "leaves", "drains", "ready"]
 EVER: Final = 2**63
 """Later than any time of the log's clock."""
 
+OUTLOOKS_MAX: Final = 16
+"""Sizes for which a node keeps its outlook: those who wait ask again for the same few."""
+
 NOBODY: Final = Wish(model=ModelName(""), now_ns=0)
 """No model has this name: judged for its wish, nobody is a sibling."""
 
@@ -74,6 +77,7 @@ class Clearance:
         self._space: Space | None = None
         self._cleared: dict[int, int] = {}
         self._climbs: dict[int, _Climb] = {}
+        self._outlooks: dict[tuple[int, int | None], Outlook] = {}
         self._steps: dict[int, _Steps] = {}
         self._leaving: list[ReplicaState] = []
         self._going: list[Tenant] = []
@@ -114,9 +118,19 @@ class Clearance:
         touches = wish.model in self.models or not self._groups.isdisjoint(wish.groups)
         if touches or wish.per_gpu is None or self._exclusive or max_loaded_models(self._fleet, self.node):
             return self._outlook_among(readings, wish, self._space)
-        needed, cleared = vram_needed(wish, self.node), self._cleared_for(wish.gpus, self._space)
+        asked = (wish.gpus, wish.per_gpu)
+        known = self._outlooks.get(asked)
+        if known is None:
+            if len(self._outlooks) >= OUTLOOKS_MAX:
+                self._outlooks.clear()
+            known = self._outlooks[asked] = self._outlook_alone(readings, wish, self._space)
+        return known
+
+    def _outlook_alone(self, readings: Readings, wish: Wish, space: Space) -> Outlook:
+        """`outlook` where memory alone is in the way."""
+        needed, cleared = vram_needed(wish, self.node), self._cleared_for(wish.gpus, space)
         if cleared >= needed:
-            return Outlook(self._at_least(readings, wish, self._space))
+            return Outlook(self._at_least(readings, wish, space))
         return self._held(needed - max(cleared, 0), len(self._tenants) - len(self._leaving) - len(self._going))
 
     def _sort(self, readings: Readings, now_ns: int) -> None:
@@ -149,6 +163,7 @@ class Clearance:
         self._forget_climbs()
 
     def _forget_climbs(self) -> None:
+        self._outlooks.clear()
         self._climbs.clear()
         self._steps.clear()
 

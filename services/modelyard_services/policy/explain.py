@@ -13,7 +13,7 @@ from modelyard_events.ids import NodeName
 from modelyard_events.selectors import format_selector
 from modelyard_events.sizes import format_size
 from modelyard_projections.fleet import Cordoned, Fleet, NodeState
-from modelyard_services.policy.filters import Rejection, Scene, Wish, free_by_gpu, lacking, rejection
+from modelyard_services.policy.filters import Rejection, Scene, Wish, fits_in_budget, free_by_gpu, lacking, rejection
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.scores import candidate
 from modelyard_services.policy.survey import Survey, considered
@@ -58,7 +58,7 @@ def unblock(fleet: Fleet, readings: Readings, wish: Wish, found: Survey) -> str 
         return "register a node"
     for name in LIFTED_BY_COMMAND:
         for node in _named(fleet, examples.get(name, ())):
-            if rejection(scene, node, ignoring=name) is None:
+            if fits_in_budget(wish, node) and rejection(scene, node, ignoring=name) is None:
                 return _command(scene, node, name)
     if found.nearest is not None:
         return f"free {format_size(found.nearest[1])} of VRAM on {lacking(wish, fleet.nodes[found.nearest[0]])}"

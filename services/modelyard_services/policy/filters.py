@@ -241,6 +241,11 @@ def fits_when_empty(wish: Wish, node: NodeState) -> bool:
     disk_total = node.facts.disk_total
     if wish.disk is not None and disk_total is not None and disk_needed(wish.disk) > disk_total:
         return False
+    return fits_in_budget(wish, node)
+
+
+def fits_in_budget(wish: Wish, node: NodeState) -> bool:
+    """Whether the memory of `node` would do if nothing held any; where not, `vram` rejects it in any case."""
     return vram_rejection(wish, node, empty_room(node).fit(wish.gpus)) is None
 
 
