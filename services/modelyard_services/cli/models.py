@@ -64,7 +64,7 @@ def show_capacity(model: str, *, session: Here) -> None:
     answer = session.get(f"/models/{segment(model)}/capacity")
     rows = [(found["node"], found["replicas"], _rejection(found)) for found in answer["items"]]
     rows.append(("all nodes", answer["fits"], f"{answer['replicas']} live, wanted {_bounds(answer)}"))
-    advice = f"; to unblock: {answer['unblock']}" if answer["unblock"] else ""
+    advice = f"; what would help: {answer['unblock']}" if answer["unblock"] else ""
     rows.append(("one more", "", answer["one_more"] + advice))
     session.show(answer, rows, "NODE", "FITS", "WHY NOT")
 
