@@ -135,6 +135,12 @@ class ReplicaFailedError(ModelyardError):
     retryable = True
 
 
+class BusyTimeoutError(ReplicaFailedError):
+    """The request kept its replica busy for as long as one may: another try would keep the next one as long (C8)."""
+
+    retryable = False
+
+
 class StaleRevisionError(ModelyardError):
     code = "stale_revision"
 

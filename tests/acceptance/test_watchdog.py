@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.installation import ECHO, Installation, segment, until
@@ -122,8 +123,8 @@ def test_a_busy_timeout_ends_a_process_that_hangs_though_it_is_pinned(yard: Inst
     yard.cli("load", "stuck", "--wait")
     (process,) = processes(yard, "stuck")
     yard.cli("settings", "idle_timeout_seconds=1")
-    answers: list[int] = []
-    asking = threading.Thread(target=lambda: answers.append(yard.complete("stuck").status_code))
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(yard.complete("stuck")))
     asking.start()
     until(lambda: yard.ready("stuck")[0]["in_flight"] == 1, "the request is in flight")
     yard.cli("settings", "busy_timeout_seconds=3")
@@ -131,8 +132,10 @@ def test_a_busy_timeout_ends_a_process_that_hangs_though_it_is_pinned(yard: Inst
     assert [reason for _node, reason in ends(yard, "stuck")] == ["busy_timeout"]
     assert process not in processes(yard, "stuck")
     asking.join()
-    # It isn't let loose on another replica, which it would keep as long.
-    assert (answers, len(ends(yard, "stuck"))) == ([502], 1)
+    # It isn't let loose on another replica, which it would keep as long, nor is its client told to try again.
+    (answer,) = answers
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (502, "false")
+    assert len(ends(yard, "stuck")) == 1
     (drained,) = yard.get("/events?model=stuck&type=replica.drain_started")["items"]
     figures = drained["event"]["decision"]["figures"]
     assert figures["seconds"] >= figures["limit"] == 3

@@ -21,6 +21,7 @@ from modelyard_projections.fleet import ModelState
 from modelyard_services.effects.tracing import Kind, Span, request_span, span
 from modelyard_services.effects.upstream import Connection, Pool, UpstreamError
 from modelyard_services.errors import (
+    BusyTimeoutError,
     ModelUnknownError,
     ModelyardError,
     NotFoundError,
@@ -213,7 +214,7 @@ class Gateway:
         limit = busy_timeout_on(self._router.runtime.fleet, model=lease.model, node=lease.node)
         held_seconds = (self._clock.now_ns() - lease.granted_ns) / 1e9
         if limit.seconds and held_seconds >= limit.seconds:
-            raise ReplicaFailedError(
+            raise BusyTimeoutError(
                 f"replica {lease.replica} on {lease.node}: {error.detail}, after {held_seconds:.0f} s of this request; "
                 f"busy_timeout_seconds of the {limit.setter} is {limit.seconds:g}"
             ) from error
