@@ -204,7 +204,7 @@ def some_scheduled(rng: Random) -> Schedule:
         node_selector=rng.choice(SELECTORS),
         placement=rng.choice(("spread", "binpack")),
         max_per_node=rng.choice((None, None, 1, 2)),
-        gpus=rng.choice((1, 1, 1, 2)),
+        gpus=rng.choice((1, 1, 1, 2, 3)),
         idle_timeout_seconds=rng.choice((None, None, 20.0)),
         target_in_flight=rng.choice((None, None, 1.5)),
         rollout=rng.choice(("surge", "replace")),

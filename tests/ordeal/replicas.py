@@ -105,6 +105,9 @@ def _place(ledger: Ledger, event: ReplicaPlaced) -> None:
     require("R1", book.revision == event.revision, f"{event.revision} placed, {book.revision} wanted")
     asked = (book.spec.vram or 0) if book.spec is not None else 0
     require("R3", sum(event.vram.values()) >= asked, f"{event.vram} reserved for {asked} bytes")
+    gpus = 1 if book.schedule is None else book.schedule.gpus
+    require("P6", len(event.vram) in {0, gpus}, f"{event.vram} on {gpus} GPUs")
+    require("P6", event.exclusive or len(set(event.vram.values())) <= 1, f"{event.vram} in unequal parts")
     # The node's own is in the log it was guarded by; the fleet's is judged at the decision's basis.
     own, fleets = place.watchdog.max_loaded_models, ledger.settings_at(event.decision.basis).max_loaded_models
     limit = fleets if own is None else own

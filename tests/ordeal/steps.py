@@ -135,12 +135,18 @@ def worker_says(ordeal: Ordeal, rng: Random) -> str:
             ProbeFailed(state.id, "no answer"),
             Measured(state.id, _memory(ordeal, rng, state)),
             Measured(state.id, _memory(ordeal, rng, state)),
-            CapacityChanged((Gpu(0, "nvidia", "Simulated GPU", size),), None) if size else CapacityChanged((), size),
+            CapacityChanged(some_cards(rng, size), None) if size else CapacityChanged((), size),
         )
         fact = rng.choice(one)
     if node in world.machines and world.machines[node].state == "up":
         _tell(ordeal, node, fact)
     return f"{node} {fact}"
+
+
+def some_cards(rng: Random, size: int) -> tuple[Gpu, ...]:
+    """Those of up to three GPUs that are left."""
+    left = [index for index in range(3) if rng.random() < 0.7] or [0]
+    return tuple(Gpu(index, "nvidia", "Simulated GPU", size) for index in left)
 
 
 def worker_leaves(ordeal: Ordeal, rng: Random) -> str:

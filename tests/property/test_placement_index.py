@@ -43,8 +43,9 @@ class IndexedFleet(AnyFleet):
         busy = data.draw(st.dictionaries(st.sampled_from(replicas), st.integers(0, 3))) if replicas else {}
         used = data.draw(st.dictionaries(st.sampled_from(replicas), uses)) if replicas else {}
         visible = data.draw(st.dictionaries(st.sampled_from(replicas), shown)) if replicas else {}
+        known = {"visible": visible, "folded": data.draw(st.sampled_from([0, self.world.fleet.sequence]))}
         self.readings = Readings(
-            {NodeName(name): msgspec.structs.replace(reading, visible=visible) for name, reading in nodes.items()},
+            {NodeName(name): msgspec.structs.replace(reading, **known) for name, reading in nodes.items()},
             busy,
             used,
             knows_routers=data.draw(st.sampled_from([True, True, True, False])),

@@ -16,6 +16,8 @@ from modelyard_events.fleet import EvictionOrder, FleetSettingsChanged, Settings
 from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId, ReservationId
 from modelyard_events.model import ModelScheduleSet
 from modelyard_events.node import (
+    Gpu,
+    NodeCapacityChanged,
     NodeCordoned,
     NodeDrainStarted,
     NodeLabelsChanged,
@@ -65,7 +67,7 @@ schedules = st.builds(
     node_selector=st.sampled_from([(), parse_selector("zone=x"), parse_selector("zone!=x")]),
     placement=st.sampled_from(["spread", "binpack"]),
     max_per_node=st.sampled_from([None, 1, 2]),
-    gpus=st.sampled_from([1, 1, 2]),
+    gpus=st.sampled_from([1, 1, 2, 3]),
     rollout=st.sampled_from(["surge", "replace"]),
 )
 
@@ -101,7 +103,7 @@ class AnyFleet(RuleBasedStateMachine):
     def _known(self, node: str) -> bool:
         return NodeName(node) in self.world.fleet.nodes
 
-    @initialize(definitions=st.tuples(specs, specs, specs), gpus=st.integers(0, 2), slots=st.integers(1, 2))
+    @initialize(definitions=st.tuples(specs, specs, specs), gpus=st.integers(0, 3), slots=st.integers(1, 2))
     def begin(self, definitions: tuple[ModelSpec, ...], gpus: int, slots: int) -> None:
         """A story that starts from nothing spends its steps on being refused."""
         for node in NODES[:2]:
@@ -140,6 +142,13 @@ class AnyFleet(RuleBasedStateMachine):
     def cap(self, node: str, size: int) -> None:
         if self._known(node):
             self._append([NodeVramBudgetOverridden(node=node, vram_budget=Bytes(size) if size else None)])
+
+    @rule(node=some_node, gpus=st.sets(st.integers(0, 3)), vram=some_gib)
+    def lose_or_find_gpus(self, node: str, gpus: set[int], vram: int) -> None:
+        """What is on a GPU that is lost ends by and by; until then its memory is nobody's."""
+        if self._known(node):
+            cards = tuple(Gpu(index, "nvidia", "Test GPU", vram) for index in sorted(gpus))
+            self._append([NodeCapacityChanged(node=node, incarnation=incarnation_of(node), gpus=cards)])
 
     @rule(node=some_node, slots=st.integers(1, 3))
     def limit(self, node: str, slots: int) -> None:
@@ -290,8 +299,10 @@ def judge_placement(fleet: Fleet, event: ReplicaPlaced) -> None:
     assert not isinstance(node.intent, NodeDraining)
     alone = set(node.replicas) <= {event.replica, *event.waits_for}
     assert alone or not event.exclusive, "R4"
-    if model.options.gpus > 1 and event.vram:
+    if event.vram:
         assert len(event.vram) == model.options.gpus, "P6"
+        assert all(event.vram.values()), "P6: none without memory"
+        assert event.exclusive or len(set(event.vram.values())) == 1, "P6: each the same part"
 
 
 def judge_eviction(fleet: Fleet, readings: Readings, event: ReplicaDrainStarted) -> None:

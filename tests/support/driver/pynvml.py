@@ -48,7 +48,7 @@ _begun: list[int] = []
 
 
 def nvmlInit() -> None:  # noqa: N802 - NVML's names
-    loading = _machine()["loading"]
+    loading = _file()["loading"]
     if not _begun:
         _begun.append(loading)
 
@@ -60,10 +60,7 @@ def nvmlShutdown() -> None:  # noqa: N802
 
 
 def nvmlDeviceGetCount() -> int:  # noqa: N802
-    machine = _machine()
-    if [machine["loading"]] != _begun:
-        raise NVMLError(_nvml.NVML_ERROR_UNINITIALIZED)
-    return len(machine["cards"])
+    return len(_machine()["cards"])
 
 
 def nvmlDeviceGetHandleByIndex(index: int) -> Device:  # noqa: N802
@@ -111,6 +108,13 @@ def _checked(device: Device) -> Device:
 
 
 def _machine() -> dict[str, Any]:
+    content = _file()
+    if [content["loading"]] != _begun:
+        raise NVMLError(_nvml.NVML_ERROR_UNINITIALIZED)
+    return content
+
+
+def _file() -> dict[str, Any]:
     content: dict[str, Any] = json.loads(Path(os.environ[VARIABLE]).read_bytes())
     if content.get("error") is not None:
         raise NVMLError(content["error"])

@@ -277,7 +277,9 @@ def test_memory_is_told_per_process_and_card() -> None:
 
 def test_memory_that_the_driver_hides_is_unknown_and_not_zero() -> None:
     """N9."""
-    assert NvidiaGpus(RecordedNvml(hidden=True)).process_memory(frozenset({100})) is None
+    source = NvidiaGpus(RecordedNvml(hidden=True))
+    assert source.process_memory(frozenset({100})) is None
+    assert source.process_memory(frozenset({7, 100})) is None  # a sum without it would be too little
 
 
 AMD_MEMORY = [
