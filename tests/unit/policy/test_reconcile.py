@@ -156,6 +156,36 @@ def test_spread_all_puts_one_on_every_node_whatever_its_slots() -> None:
     assert world.of(ModelPlacementRefused) == []
 
 
+def test_spread_all_asks_nothing_of_nodes_that_do_not_match_or_take_nothing() -> None:
+    """C3: no refusal is told of them either, for nobody wanted anything there."""
+    world = World(*three_nodes(), *a_model())  # type: ignore[arg-type]
+    world.append(NodeLabelsChanged(node="n1", changed={"off": "yes"}))  # type: ignore[dict-item]
+    world.append(NodeDrainStarted(node="n2", deadline_seconds=60))
+    world.append(scheduled(Schedule(mode=SpreadAll(), node_selector=parse_selector("!off"))))
+    world.live()
+    assert world.replicas() == [("n3", "ready")]
+    assert world.of(ModelPlacementRefused) == []
+
+
+def test_a_second_replica_on_a_node_goes_once_each_node_is_to_have_one() -> None:
+    """C3: exactly one; what was there before the schedule is held to it too."""
+    world = World(*an_approved_node(slots=2), *a_model(), *a_ready_replica(R1), *a_ready_replica("r-2", index=1))
+    world.append(scheduled(Schedule(mode=SpreadAll())))
+    world.route()
+    world.live()
+    assert [state.replica_index for state in world.fleet.replicas.values()] == [0]
+
+
+def test_idle_replicas_stop_going_at_a_floor_above_one() -> None:
+    """C4, C2."""
+    names = ("r-0", "r-1", "r-2")
+    ready = [event for index, name in enumerate(names) for event in a_ready_replica(name, index=index)]
+    world = World(*an_approved_node(slots=3), *a_model(), *ready, at_least(2))
+    world.later(301).route()
+    world.live()
+    assert sorted(world.fleet.replicas) == ["r-0", "r-1"]
+
+
 def test_spread_all_follows_nodes_and_labels() -> None:
     """C3: a node that joins gets one, one that stops matching loses it, one that matches again gets it back."""
     world = World(
