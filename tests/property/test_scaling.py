@@ -89,16 +89,13 @@ class AnyLoad(RuleBasedStateMachine):
         wanted = Schedule(mode=self.scheduled, target_in_flight=aim)
         self.world.append(ModelScheduleSet(model=M, schedule=wanted, source="api"))
 
-    @rule(data=st.data())
-    def serve(self, data: st.DataObject) -> None:
-        """So many requests on each ready replica from now on."""
+    @rule(data=st.data(), seconds=st.sampled_from([0, 1, 301]), is_alike=st.booleans())
+    def serve(self, data: st.DataObject, seconds: int, is_alike: bool) -> None:  # noqa: FBT001 - drawn by name
+        """So many requests on each ready replica from now on, and a pass that sees them."""
+        every = data.draw(st.integers(0, 3))
         for state in self._of(Ready):
-            self._use(state, data.draw(st.integers(0, 3)))
-
-    @rule(every=st.integers(0, 3))
-    def serve_alike(self, every: int) -> None:
-        for state in self._of(Ready):
-            self._use(state, every)
+            self._use(state, every if is_alike else data.draw(st.integers(0, 3)))
+        self.reconcile(seconds)
 
     @rule()
     def work(self) -> None:
@@ -134,18 +131,20 @@ class AnyLoad(RuleBasedStateMachine):
         gone = [replica for event in ends if event.reason == "scaled_down" for replica in event.replicas]
         scaled = [event for event in events if isinstance(event, ModelScaled)]
         assert not (placed and gone)
+        if any(isinstance(event, ModelDeclaredSatisfiable | ModelDeclaredUnsatisfiable) for event in events):
+            return  # the model changed in mid-pass: what was counted before is dropped, and the next pass knows
         if not before.short:
             assert placed == int(before.wanted and before.room), "one more, exactly when the load asks and it fits"
             assert sum(event.wanted > event.previous for event in scaled) == placed
         if before.wanted or (before.short and not before.held):
             assert gone == [], "one direction in a pass, whether it leads anywhere or not"
             return
-        assert len(scaled) == len(gone) == int(self._one_goes(before))
+        assert len(scaled) == len(gone) <= int(self._one_may_go(before))
         assert all(event.wanted < event.previous for event in scaled)
         if gone and not self._over(before):
             assert before.idle[gone[0]] == max(before.idle.values()), "the highest index first"
 
-    def _one_goes(self, before: Before) -> bool:
+    def _one_may_go(self, before: Before) -> bool:
         """One at a time: a count that changed is looked at anew before it changes again."""
         least, most = self.scheduled.min_replicas, self.scheduled.max_replicas
         return self._over(before) or bool((least or most) and before.idle and before.count > max(least, 1))
@@ -295,6 +294,12 @@ class AnyShortage(RuleBasedStateMachine):
     @rule()
     def work(self) -> None:
         self.world.work()
+
+    @rule()
+    def insist(self) -> None:
+        """Passes enough to open a breaker, if nothing comes between."""
+        for _ in range(3):
+            self.reconcile(16.0)
 
     def _count(self, now: float, *, lacks: bool, eased: bool) -> None:
         if not lacks or eased:

@@ -481,12 +481,17 @@ def test_memory_that_is_measured_free_beyond_the_budget_is_not_given_away() -> N
 
 
 def test_an_unknown_reading_is_neither_empty_nor_full() -> None:
-    """N9: no measurement, an old one or another life's leave the budget alone to decide."""
+    """N9, X20: no measurement, an old one or another life's leave the budget alone to decide."""
     history = given(*an_approved_node(), *a_model(spec=some_spec(vram=20 * GIB)))
     silent = Heartbeat(NodeName("n1"), incarnation_of("n1"), 9, vram_free={0: None})
     former = Heartbeat(NodeName("n1"), incarnation_of("other"), 9, vram_free={0: 0})
     for heartbeat in (silent, former):
         assert place(history.fleet, heard(history.fleet, heartbeat), request()).refused is None
+    demand = Demand()
+    demand.hear_node(msgspec.structs.replace(silent, vram_free={0: 0}), now_ns=0)
+    for seconds, is_old in ((30, False), (31, True)):
+        readings = read(history.fleet, demand, heard_ns=seconds * SECOND_NS)
+        assert (place(history.fleet, readings, request()).refused is None) == is_old
 
 
 def test_disk_must_hold_the_payload_and_its_headroom() -> None:
