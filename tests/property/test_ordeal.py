@@ -194,7 +194,7 @@ DEFECTS: Sequence[tuple[Callable[[Patch], None], str, int]] = (
     (_unfiltered("vram"), "I1 R3", 1000),
     (_unfiltered("slot"), "I2", 1000),
     (_first_slot_always, "I2", 1000),
-    (_released_twice, "I7", 1000),
+    (_released_twice, "I7 FoldError", 1000),
     (_never_released, "I7", 1000),
     (_unfiltered("concurrency_group"), "I3", 1000),
     (_unfiltered("selector"), "I4", 1000),
@@ -214,7 +214,7 @@ DEFECTS: Sequence[tuple[Callable[[Patch], None], str, int]] = (
     (_nothing_adopted, "N2", 1000),
     (_no_grace, "N9", 1000),
     (_open_for_ever, "C5", 1000),
-    (_no_guards, "I2 I7 R1", 1000),
+    (_no_guards, "I2 I7 R1 R5", 1000),
     (_commands_forgotten, "I11", 1002),
 )
 
