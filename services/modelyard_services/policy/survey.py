@@ -4,7 +4,6 @@ Invariant: every node is counted exactly once: rejected by its first filter, or 
 """
 
 import heapq
-from collections.abc import Callable
 from typing import Final, Literal
 
 import msgspec
@@ -38,9 +37,6 @@ class Survey(msgspec.Struct, frozen=True):
     def kind(self) -> Literal["unsatisfiable", "exhausted"]:
         """What a refusal would be (rule P5)."""
         return "exhausted" if self.freeable else "unsatisfiable"
-
-
-Surveyor = Callable[[Fleet, Readings, Wish], Survey]
 
 
 def survey(fleet: Fleet, readings: Readings, wish: Wish) -> Survey:
