@@ -144,7 +144,7 @@ def test_the_command_says_where_a_file_cannot_be_read(tmp_path: Path, capsys: py
     story.write_bytes(b"\xff\xfe")
     assert exit_code(["simulate", str(story)]) == 1
     assert exit_code(["simulate", str(tmp_path / "none")]) == 1
-    assert exit_code(["simulate"]) == 1
+    assert exit_code(["simulate"]) == 2
 
 
 def test_the_document_tells_of_every_word_that_a_line_can_begin_with() -> None:
