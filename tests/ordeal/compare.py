@@ -3,7 +3,7 @@
 Invariant: it looks at what both have and changes neither.
 """
 
-from modelyard_projections.fleet import Alive, Draining, Fleet, Loading, NodeDraining, Placed, Ready, ReplicaState
+from modelyard_projections.fleet import Alive, Draining, Fleet, NodeDraining, Ready, ReplicaState
 from modelyard_projections.fleet.state import NodeState
 from tests.ordeal.ledger import Ledger, Place, require
 
@@ -57,15 +57,8 @@ def _held(ledger: Ledger, place: Place) -> dict[int, int]:
 
 
 def _stage(state: ReplicaState) -> str:
-    match state.phase:
-        case Placed():
-            return "placed"
-        case Loading():
-            return "loading"
-        case Ready():
-            return "ready"
-        case Draining(stopping=stopping):
-            return "stopping" if stopping else "draining"
+    stopping = isinstance(state.phase, Draining) and state.phase.stopping
+    return "stopping" if stopping else state.phase_name
 
 
 def is_settled(fleet: Fleet, state: ReplicaState) -> bool:

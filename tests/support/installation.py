@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from modelyard_services.cli.main import main
 from modelyard_services.supervisor.proof import Hashes, hashes_of
 from modelyard_services.supervisor.settings import Endpoints
 from modelyard_services.supervisor.up import Running
+from tests.support.background import Background
 
 START_SECONDS = 240.0
 """A start takes some three seconds; on a machine that runs everything else as well, many times that."""
@@ -271,24 +271,15 @@ class Installation:
         return found[-1]
 
 
-class Traffic:
+class Traffic(Background):
     """Requests to a model, one after the other, in the background: how they ended, and what the failed ones said."""
 
     def __init__(self, installation: Installation, model: str) -> None:
+        super().__init__()
         self.statuses: list[int] = []
         self.said: dict[int, str] = {}
         self._installation = installation
         self._model = model
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def goes_on(self, *, seconds: float = SETTLE_SECONDS) -> None:
         """Wait for the next good answers."""
@@ -299,10 +290,10 @@ class Traffic:
         """0 stands for a connection that broke; any other way to end fails with who answered, and what."""
         assert {*self.statuses} <= {*allowed}, "\n".join(self.said[status] for status in {*self.statuses} - {*allowed})
 
-    def _run(self) -> None:
+    def run(self) -> None:
         url = self._installation.endpoints.gateway_url
         with httpx.Client(timeout=SETTLE_SECONDS, trust_env=False) as client:
-            while not self._stop.wait(0.02):
+            while not self.stop.wait(0.02):
                 self.statuses.append(self._ask(client, f"{url}/completions"))
 
     def _ask(self, client: httpx.Client, url: str) -> int:

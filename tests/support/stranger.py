@@ -5,43 +5,30 @@ Invariant: it takes the port as every worker does, the moment it is given it, an
 
 import subprocess
 import sys
-import threading
-from types import TracebackType
-from typing import Self
 
 from modelyard_services.effects.port_claims import Claims, claims_directory
 from modelyard_services.worker.processes.launch import LaunchRefusedError
 from modelyard_services.worker.processes.ports import QUARANTINE_SECONDS, PortRange, Ports
+from tests.support.background import Background
 
 ASK_SECONDS = 0.02
 
 
-class Stranger:
+class Stranger(Background):
     """Use as a context manager, for as long as it should want the port of `address`."""
 
     def __init__(self, address: str) -> None:
+        super().__init__()
         self._port = int(address.rpartition(":")[2])
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def run(self) -> None:
         ports = Ports(
             PortRange(self._port, self._port),
             host="127.0.0.1",
             quarantine_seconds=QUARANTINE_SECONDS,
             claims=Claims(claims_directory()),
         )
-        while not self._stop.wait(ASK_SECONDS):
+        while not self.stop.wait(ASK_SECONDS):
             try:
                 ports.take()
             except LaunchRefusedError:
@@ -53,5 +40,5 @@ class Stranger:
     def _serve(self) -> None:
         words = (sys.executable, "-m", "modelyard_services.worker.backends.echo", "--model", "a stranger's")
         with subprocess.Popen((*words, "--port", str(self._port))) as backend:  # noqa: S603 - our own command
-            self._stop.wait()
+            self.stop.wait()
             backend.kill()

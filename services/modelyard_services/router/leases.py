@@ -29,9 +29,9 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     replica_index: int
     address: str
     revision: Revision
+    granted_ns: int
     expires_at_ns: int | None = None
     choice: Choice = LEAST_BUSY
-    granted_ns: int = 0
 
 
 class LeaseBook:
@@ -40,7 +40,7 @@ class LeaseBook:
     def __init__(self, incarnation: str) -> None:
         self.incarnation = incarnation
         self._leases: dict[LeaseId, Lease] = {}
-        self._held: dict[ReplicaId, dict[LeaseId, int]] = {}
+        self._held: dict[ReplicaId, dict[LeaseId, Lease]] = {}
         self._expiring: dict[LeaseId, int] = {}
         self._granted = 0
 
@@ -60,14 +60,14 @@ class LeaseBook:
             candidate.replica_index,
             candidate.address,
             candidate.revision,
+            now_ns,
             expires_at_ns,
             choice,
-            now_ns,
         )
         held = self._held.get(candidate.replica)
         if held is None:
             held = self._held[candidate.replica] = {}
-        held[identity] = now_ns
+        held[identity] = lease
         if expires_at_ns is not None:
             self._expiring[identity] = expires_at_ns
         return lease
@@ -105,4 +105,4 @@ class LeaseBook:
     def held(self) -> Iterator[tuple[ReplicaId, int, int]]:
         """Each leased replica, how many leases it has, and when the oldest of them began."""
         for replica, leases in self._held.items():
-            yield replica, len(leases), next(iter(leases.values()))
+            yield replica, len(leases), next(iter(leases.values())).granted_ns
