@@ -34,10 +34,22 @@ class FilterCount(msgspec.Struct, frozen=True, omit_defaults=True):
     examples: tuple[str, ...] = ()
 
 
+class Asked(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was asked beyond what the log says of the model: when, by the log's clock in nanoseconds, and how narrowly.
+
+    `node` and `selector` narrow the schedule's own selector.
+    """
+
+    at_ns: int
+    node: str | None = None
+    selector: str = ""
+
+
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why: once per batch, with what it was decided on.
 
     `basis` is the last sequence of the fold decided on; `telemetry` the readings used, as one compressed column.
+    `asked` is there where nodes were judged: with it the full account is recomputed.
     """
 
     kind: DecisionKind
@@ -50,3 +62,4 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
     filters: tuple[FilterCount, ...] = ()
     unblock: str | None = None
     telemetry: str | None = None
+    asked: Asked | None = None

@@ -227,5 +227,5 @@ def in_flight_of(batch: Sequence[Recorded]) -> dict[str, int]:
     found: dict[str, int] = {}
     for text in texts:
         if text is not None and text != "…":
-            found |= msgspec.msgpack.decode(zlib.decompress(base64.b85decode(text)))["in_flight"]
+            found |= msgspec.msgpack.decode(zlib.decompress(base64.b85decode(text)))[1]
     return found

@@ -7,19 +7,21 @@ from typing import Final
 
 import msgspec
 
-from modelyard_events.decision import DECISION_BYTES_MAX, Decision, DecisionKind, ScoredNode
+from modelyard_events.decision import DECISION_BYTES_MAX, Asked, Decision, DecisionKind, ScoredNode
 from modelyard_projections.fleet import Fleet
-from modelyard_services.policy.readings import Readings
+from modelyard_services.policy.readings import LEFT_OUT, Readings
 from modelyard_services.policy.survey import Survey
 
-POLICY: Final = "placement/2"
+POLICY: Final = "placement/3"
 """The version of filters and scores: a decision is recomputed by the policy that it names."""
 
 TEXT_MAX: Final = 256
 """Characters of one text in a decision: a sentence with one long name in it. 256 of 4 bytes each are 1 KiB."""
 
 
-def account(fleet: Fleet, readings: Readings, found: Survey, *, kind: DecisionKind, outcome: str) -> Decision:
+def account(
+    fleet: Fleet, readings: Readings, found: Survey, *, kind: DecisionKind, outcome: str, asked: Asked
+) -> Decision:
     """The record of what `found` led to, decided on `fleet` as it is."""
     return bounded(
         Decision(
@@ -28,11 +30,17 @@ def account(fleet: Fleet, readings: Readings, found: Survey, *, kind: DecisionKi
             policy=POLICY,
             basis=fleet.sequence,
             considered=found.considered,
-            runners_up=tuple(ScoredNode(each.node, each.scores()) for each in found.best[1:]),
+            runners_up=runners_up(found),
             filters=found.filters,
             telemetry=readings.column,
+            asked=asked,
         )
     )
+
+
+def runners_up(found: Survey) -> tuple[ScoredNode, ...]:
+    """The next best nodes with their scores."""
+    return tuple(ScoredNode(each.node, each.scores()) for each in found.best[1:])
 
 
 def bounded(decision: Decision) -> Decision:
@@ -44,7 +52,7 @@ def bounded(decision: Decision) -> Decision:
     bare = tuple(msgspec.structs.replace(count, examples=()) for count in decision.filters)
     decision = msgspec.structs.replace(decision, filters=bare)
     if _size(decision) > spare:
-        decision = msgspec.structs.replace(decision, telemetry="…")
+        decision = msgspec.structs.replace(decision, telemetry=LEFT_OUT)
     return decision if _size(decision) <= spare else msgspec.structs.replace(decision, runners_up=())
 
 

@@ -25,7 +25,7 @@ from modelyard_services.errors import ModelUnknownError
 from modelyard_services.policy.account import account, clipped
 from modelyard_services.policy.actions import NANOSECONDS, Action, Eased, Shortfall, View, Watch, about_model, is_held
 from modelyard_services.policy.desired import wanted_models
-from modelyard_services.policy.placement import Outcome, place, wish_of
+from modelyard_services.policy.placement import Outcome, asked_by, place, wish_of
 from modelyard_services.policy.relief import Relief, mark_all, reliefs
 from modelyard_services.policy.scaling import asking, lacks
 
@@ -168,7 +168,8 @@ def _opened(fleet: Fleet, _command: CommandId, *, view: View, model: ModelName, 
         return []
     request = asking(fleet, state, CommandId("breaker"), view.moment.log_ns)
     found = view.search.survey(fleet, view.readings, wish_of(fleet, request))
-    decision = account(fleet, view.readings, found, kind="breaker", outcome=f"{lack}: {outcome.refused.message}")
+    told = f"{lack}: {outcome.refused.message}"
+    decision = account(fleet, view.readings, found, kind="breaker", outcome=told, asked=asked_by(request))
     figures = {"failed_passes": passes, "lack": clipped(lack)}
     unblock = outcome.refused.unblock
     return [

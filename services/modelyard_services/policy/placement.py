@@ -8,14 +8,14 @@ from typing import Final
 
 import msgspec
 
-from modelyard_events.decision import Decision, Figure
+from modelyard_events.decision import Asked, Decision, Figure
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId, Revision
 from modelyard_events.model import ModelDeclaredSatisfiable, ModelPlacementRefused, ModelReplicaAdded, RefusalKind
 from modelyard_events.node import HOST_MEMORY
 from modelyard_events.replica import ReplicaPlaced
 from modelyard_events.reservation import ReplicaHolder, ReservationGranted
-from modelyard_events.selectors import Selector
+from modelyard_events.selectors import Selector, format_selector
 from modelyard_events.spec import ModelSpec, SpreadAll
 from modelyard_projections.fleet import Fleet, ModelState, NodeState
 from modelyard_services.errors import ModelUnknownError, NotFoundError, StaleRevisionError
@@ -99,7 +99,9 @@ def place(fleet: Fleet, readings: Readings, request: Request, *, search: Searche
     node = fleet.nodes[found.best[0].node]
     free = room(fleet, node, readings.of(node.name))
     held = choose_devices(free, gpus=wish.gpus, per_gpu=wish.per_gpu, binpack=wish.binpack)
-    decision = account(fleet, readings, found, kind="placement", outcome=f"placed on {node.name}")
+    decision = account(
+        fleet, readings, found, kind="placement", outcome=f"placed on {node.name}", asked=asked_by(request)
+    )
     decision = msgspec.structs.replace(decision, figures=_figures(size, wish, held))
     return claim(fleet, request, Place(node, held), decision=decision)
 
@@ -135,6 +137,11 @@ def wish_of(fleet: Fleet, request: Request) -> Wish:
         max_per_node=1 if isinstance(options.mode, SpreadAll) else options.max_per_node,
         binpack=options.placement == "binpack",
     )
+
+
+def asked_by(request: Request) -> Asked:
+    """What a decision notes of the request, so that it can be recomputed (rule H2)."""
+    return Asked(request.now_ns, request.node, format_selector(request.selector))
 
 
 def footprint_of(fleet: Fleet, model: ModelState, spec: ModelSpec) -> Footprint:
@@ -221,7 +228,12 @@ def _evict(fleet: Fleet, readings: Readings, request: Request, found: Survey, pl
     model, spec = _defined(fleet, request)
     figures = _figures(footprint_of(fleet, model, spec), wish_of(fleet, request), plan.held)
     decision = account(
-        fleet, readings, found, kind="placement", outcome=f"placed on {plan.node.name}, {in_place_of(plan)}"
+        fleet,
+        readings,
+        found,
+        kind="placement",
+        outcome=f"placed on {plan.node.name}, {in_place_of(plan)}",
+        asked=asked_by(request),
     )
     decision = msgspec.structs.replace(decision, figures=figures | {"waits_for": len(plan.waits_for)})
     claimed = claim(
@@ -243,7 +255,7 @@ def _refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey, b
     last = model.refusal
     if last is not None and (last.kind, last.filters, last.revision) == (refused.kind, filters, model.revision):
         return Outcome(refused=refused)
-    decision = account(fleet, readings, found, kind="refusal", outcome=refused.message)
+    decision = account(fleet, readings, found, kind="refusal", outcome=refused.message, asked=asked_by(request))
     figures = _figures(footprint_of(fleet, model, spec), wish, {})
     event = ModelPlacementRefused(
         model=model.name,

@@ -14,6 +14,9 @@ from modelyard_events.telemetry import Heartbeat
 from modelyard_projections.demand import ROUTER_GONE_NS, Demand
 from modelyard_projections.fleet import Fleet
 
+LEFT_OUT: Final = "…"
+"""In the place of a column that doesn't fit: what was measured then isn't known any more."""
+
 COLUMN_BYTES_MAX: Final = 6 * 1024
 """The telemetry in one decision: leaves 10 of its 16 KiB for what people read."""
 
@@ -21,7 +24,7 @@ HEARTBEAT_FRESH_NS: Final = 30_000_000_000
 """Three heartbeats: older figures are unknown, though the node counts as alive for another while."""
 
 
-class NodeReading(msgspec.Struct, frozen=True):
+class NodeReading(msgspec.Struct, frozen=True, array_like=True):
     """One node's measurements.
 
     `visible` tells how much of each replica the measured free memory already shows: bytes per device, or None
@@ -62,6 +65,31 @@ class Readings(msgspec.Struct):
         return self.cached_column
 
 
+class _Column(msgspec.Struct, frozen=True, array_like=True):
+    """What filters and scores of nodes read: measurements by node, and requests by replica."""
+
+    nodes: dict[NodeName, NodeReading]
+    in_flight: dict[ReplicaId, int]
+
+
+_DECODER: Final = msgspec.msgpack.Decoder(_Column)
+
+
+def expand(column: str) -> Readings | None:
+    """The readings that a decision's column holds, without last uses; None where they didn't fit into it.
+
+    Raises:
+        ValueError: it isn't a column of this version.
+    """
+    if column == LEFT_OUT:
+        return None
+    try:
+        found = _DECODER.decode(zlib.decompress(base64.b85decode(column)))
+    except (ValueError, zlib.error, msgspec.MsgspecError) as error:
+        raise ValueError(f"the decision's telemetry can't be read: {error}") from error
+    return Readings(found.nodes, found.in_flight)
+
+
 def read(fleet: Fleet, demand: Demand, *, heard_ns: int, connected_ns: int | None = None) -> Readings:
     """The readings at `heard_ns` on the clock that `demand` was told with; connected since then, or not at all."""
     nodes = {}
@@ -90,7 +118,7 @@ def _reading(heartbeat: Heartbeat) -> NodeReading:
 
 
 def _compress(readings: Readings) -> str:
-    nodes = {name: [reading.vram_free, reading.disk_free] for name, reading in readings.nodes.items()}
-    body = msgspec.msgpack.encode({"nodes": nodes, "in_flight": {k: v for k, v in readings.in_flight.items() if v}})
+    busy = {replica: leases for replica, leases in readings.in_flight.items() if leases}
+    body = msgspec.msgpack.encode(_Column(readings.nodes, busy))
     text = base64.b85encode(zlib.compress(body, 1)).decode()
-    return text if len(text) <= COLUMN_BYTES_MAX else "…"
+    return text if len(text) <= COLUMN_BYTES_MAX else LEFT_OUT

@@ -578,7 +578,7 @@ def test_the_decision_says_on_what_it_was_decided() -> None:
     assert (decision.kind, decision.basis, decision.policy, decision.considered) == (
         "placement",
         basis,
-        "placement/2",
+        "placement/3",
         2,
     )
     assert decision.figures["footprint"] == GIB
