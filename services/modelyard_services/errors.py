@@ -3,7 +3,8 @@
 ```
 ModelyardError
 ├── InvalidRequestError      invalid_request     the request can't be read; names field and value
-│   └── InvalidEntriesError  invalid_request     several faults at once, each with file, line and field
+│   ├── InvalidEntriesError  invalid_request     several faults at once, each with file, line and field
+│   └── InvalidQueryError    invalid_query       a query parameter is unknown, or can't have that value
 ├── NotFoundError            not_found           no such node, replica, reservation, lease …
 │   └── ModelUnknownError    model_unknown       no such model
 ├── ConflictError            conflict            the entity is in a state that forbids it
@@ -77,6 +78,15 @@ class InvalidEntriesError(InvalidRequestError):
         # A line each: a file with ten faults is mended line by line.
         told = faults[0] if len(faults) == 1 else "\n  ".join([f"{len(faults)} faults, nothing was applied:", *faults])
         super().__init__(told, field=field)
+
+
+class InvalidQueryError(InvalidRequestError):
+    """A parameter after the `?` that the route doesn't know, stands there twice, or can't have that value.
+
+    An answer would be one to another question: everything for a mistyped filter, nothing for a mistyped state.
+    """
+
+    code = "invalid_query"
 
 
 class NotFoundError(ModelyardError):
@@ -174,6 +184,7 @@ class ContendedError(ModelyardError):
 
 STATUS_OF: Final[Mapping[str, int]] = {
     "invalid_request": 400,
+    "invalid_query": 400,
     "unauthorized": 401,
     "forbidden": 403,
     "not_found": 404,

@@ -68,10 +68,14 @@ schedules:
         ("DELETE", "/nodes/nobody/vram-budget", None, 404, "not_found"),
         ("POST", "/routes", {"model": "nothing"}, 404, "model_unknown"),
         ("DELETE", "/routes/lease-nothing", None, 404, "not_found"),
-        ("GET", "/nodes?limit=0", None, 400, "invalid_request"),
-        ("GET", "/nodes?limit=many", None, 400, "invalid_request"),
-        ("GET", "/nodes?selector=a%20in%20(", None, 400, "invalid_request"),
-        ("GET", "/events?from=yesterday", None, 400, "invalid_request"),
+        ("GET", "/nodes?limit=0", None, 400, "invalid_query"),
+        ("GET", "/nodes?limit=many", None, 400, "invalid_query"),
+        ("GET", "/nodes?selector=a%20in%20(", None, 400, "invalid_query"),
+        ("GET", "/events?from=yesterday", None, 400, "invalid_query"),
+        ("GET", "/nodes?lable=tier", None, 400, "invalid_query"),
+        ("GET", "/replicas?state=redy", None, 400, "invalid_query"),
+        ("GET", "/events?type=replica.plced", None, 400, "invalid_query"),
+        ("GET", "/events/stream?type=replica.plced", None, 400, "invalid_query"),
         ("GET", "/nodes/%FF", None, 400, "invalid_request"),
         ("GET", "/nothing/here", None, 404, "not_found"),
         ("DELETE", "/settings", None, 405, "method_not_allowed"),
@@ -187,6 +191,24 @@ def test_a_refused_command_line_ends_with_one(shared: Installation, arguments: t
     assert says in refused.err
     assert "Traceback" not in refused.err
     assert refused.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ps", "--node", "locl-1"), "no node is named 'locl-1'; did you mean 'local-1'?"),
+        (("ps", "--model", "nothing"), "no model is named 'nothing'; "),
+        (("events", "--node", "nobody"), "no node is named 'nobody'; "),
+    ],
+)
+def test_nothing_to_show_of_a_name_that_nobody_has_is_told(
+    shared: Installation, arguments: tuple[str, ...], says: str
+) -> None:
+    """An empty list is right for a program; a person is told why it is empty."""
+    empty = shared.cli(*arguments, code=0)
+    assert empty.err.startswith(says)
+    assert json.loads(shared.cli("--json", *arguments, code=0).out)["items"] == []
+    assert shared.cli("ps", "--node", "local-1", code=0).err == ""
 
 
 def test_a_process_of_its_own_ends_alike(shared: Installation) -> None:

@@ -24,6 +24,7 @@ from modelyard_services.api.logs import Logs
 from modelyard_services.api.model_commands import ModelCommands, ReplicaCommands
 from modelyard_services.api.node_commands import NodeCommands
 from modelyard_services.api.openapi import openapi_document
+from modelyard_services.api.parameters import KnownParameters
 from modelyard_services.api.queries import Queries
 from modelyard_services.api.raw_path import DecodePathValues, route_on_raw_path
 from modelyard_services.api.routes import Routes
@@ -55,7 +56,7 @@ def build_app(
     api = Router(
         path="/api/v1",
         route_handlers=[*CONTROLLERS, *handlers],
-        middleware=[Traces(), Identify(), Freshness()],
+        middleware=[Traces(), Identify(), KnownParameters(), Freshness()],
     )
     app = Litestar(
         route_handlers=[api, healthz, _guarded(service, readyz), _guarded(service, metrics)],

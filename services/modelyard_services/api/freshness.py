@@ -12,10 +12,12 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelyard_services.api.service import MIN_SEQ_WAIT_SECONDS
 from modelyard_services.effects.runtime import Runtime
-from modelyard_services.errors import InvalidRequestError
+from modelyard_services.errors import InvalidQueryError
 
 SEQUENCE_HEADER: Final = b"modelyard-sequence"
 LAG_HEADER: Final = b"modelyard-lag"
+MIN_SEQ: Final = "min_seq"
+"""The one query parameter that every route knows."""
 
 
 class Freshness(ASGIMiddleware):
@@ -41,7 +43,7 @@ class Freshness(ASGIMiddleware):
 
 
 def _min_seq(query: bytes) -> int | None:
-    given = parse_qs(query.decode("latin-1")).get("min_seq", [""])[0]
-    if given and not given.isdigit():
-        raise InvalidRequestError("min_seq is a sequence, a whole number", field="min_seq", value=given)
+    given = parse_qs(query.decode("latin-1")).get(MIN_SEQ, [""])[0]
+    if given and not (given.isascii() and given.isdigit()):
+        raise InvalidQueryError(f"min_seq: {given!r} is no sequence, a whole number", field=MIN_SEQ, value=given)
     return int(given) if given else None

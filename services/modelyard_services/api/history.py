@@ -19,17 +19,33 @@ from modelyard_projections import queries
 from modelyard_projections.history import mentions_from
 from modelyard_projections.homes import Homes
 from modelyard_services.api.access import requires
+from modelyard_services.api.parameters import known_type
 from modelyard_services.api.service import PAGE_MAX, ApiRequest, Service, service_of
 from modelyard_services.effects.database import Database
 from modelyard_services.effects.feed import recorded_after
 from modelyard_services.effects.log.contract import Log
-from modelyard_services.errors import InvalidRequestError, NotFoundError, OverloadedError, UnavailableError
+from modelyard_services.errors import (
+    InvalidQueryError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
 
 STREAMS_MAX: Final = 64
 """Event streams at a time: each is its own reader of the log."""
 
 FOLD_SECONDS_MAX: Final = 30.0
 """How far our own fold may be behind a stream's reader of the same log."""
+
+
+AFTER: Final = "Only what has a greater sequence."
+EventType = Annotated[
+    str | None,
+    QueryParameter(
+        name="type", description="A type of event, of `GET /schemas`, with or without its version; or a kind."
+    ),
+]
 
 
 class EventView(msgspec.Struct, frozen=True):
@@ -82,24 +98,25 @@ class History(Controller):
         self,
         request: ApiRequest,
         *,
-        after: FromQuery[int] = 0,
+        after: Annotated[int, QueryParameter(ge=0, description=AFTER)] = 0,
         from_time: Annotated[datetime | None, QueryParameter(name="from")] = None,
         to_time: Annotated[datetime | None, QueryParameter(name="to")] = None,
         node: FromQuery[str | None] = None,
         model: FromQuery[str | None] = None,
-        event_type: Annotated[str | None, QueryParameter(name="type")] = None,
+        event_type: EventType = None,
         actor: FromQuery[str | None] = None,
         correlation: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 100,
     ) -> EventList:
         """Events after a sequence, in log order; `type` is a tag or the front of one (`replica.placed`)."""
         service = service_of(request)
+        from_ns, to_ns = _span(from_time, to_time)
         wanted = queries.EventFilter(
-            from_ns=_ns(from_time),
-            to_ns=_ns(to_time),
+            from_ns=from_ns,
+            to_ns=to_ns,
             node=node,
             model=model,
-            type=event_type,
+            type=known_type(event_type),
             actor=actor,
             correlation=correlation,
         )
@@ -114,16 +131,16 @@ class History(Controller):
         self,
         request: ApiRequest,
         *,
-        after: FromQuery[int | None] = None,
+        after: Annotated[int | None, QueryParameter(ge=0, description=AFTER)] = None,
         node: FromQuery[str | None] = None,
         model: FromQuery[str | None] = None,
-        event_type: Annotated[str | None, QueryParameter(name="type")] = None,
+        event_type: EventType = None,
         actor: FromQuery[str | None] = None,
         correlation: FromQuery[str | None] = None,
     ) -> ServerSentEvent:
         """Events as they happen, from `Last-Event-ID` or `after` on, else from now on."""
         service = service_of(request)
-        wanted = _Wanted(node, model, event_type, actor, correlation)
+        wanted = _Wanted(node, model, known_type(event_type), actor, correlation)
         start = _start(request, after, service.fleet.sequence)
         return ServerSentEvent(_stream(service, _open(service, start, wanted), start, wanted))
 
@@ -195,7 +212,7 @@ def _open(service: Service, start: int, wanted: _Wanted) -> Log:
     Raises:
         OverloadedError: too many follow already.
         UnavailableError: the log is away.
-        InvalidRequestError: the stream would begin before what is remembered of ended replicas.
+        InvalidQueryError: the stream would begin before what is remembered of ended replicas.
     """
     if _streams.locked():
         raise OverloadedError(f"{STREAMS_MAX} event streams are open already", retry_after_seconds=5)
@@ -203,8 +220,8 @@ def _open(service: Service, start: int, wanted: _Wanted) -> Log:
         raise UnavailableError("the log is away", retry_after_seconds=2)
     since = service.homes.complete_since
     if wanted.model is not None and start < since:
-        raise InvalidRequestError(
-            f"streams of one model go back to sequence {since}: page through /events up to there",
+        raise InvalidQueryError(
+            f"after: streams of one model go back to sequence {since}; page through /events up to there",
             field="after",
             value=start,
         )
@@ -253,11 +270,21 @@ def _database(service: Service) -> Database:
     return service.database
 
 
-def _ns(moment: datetime | None) -> int | None:
+def _span(from_time: datetime | None, to_time: datetime | None) -> tuple[int | None, int | None]:
+    from_ns, to_ns = _ns(from_time, field="from"), _ns(to_time, field="to")
+    if from_ns is not None and to_ns is not None and from_ns >= to_ns:
+        raise InvalidQueryError(
+            f"to: nothing is from {from_time} on and before {to_time}", field="to", value=str(to_time)
+        )
+    return from_ns, to_ns
+
+
+def _ns(moment: datetime | None, *, field: str) -> int | None:
     if moment is None:
         return None
     if moment.tzinfo is None:
-        raise InvalidRequestError("a time needs its zone, as in 2026-01-31T12:00:00Z", value=str(moment))
+        problem = f"{field}: a time needs its zone, as in 2026-01-31T12:00:00Z"
+        raise InvalidQueryError(problem, field=field, value=str(moment))
     return round(moment.timestamp() * 1e9)
 
 

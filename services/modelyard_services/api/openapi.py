@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 from litestar import Request, get
 
+from modelyard_services.api.freshness import MIN_SEQ
 from modelyard_services.api.problems import PROBLEM_JSON, Problem
 from modelyard_services.policy.entries import ModelBody, ScheduleBody
 
@@ -17,6 +18,16 @@ REF: Final = "#/components/schemas/{name}"
 BODIES: Final[dict[tuple[str, str], type]] = {
     ("/api/v1/models/{model}", "put"): ModelBody,
     ("/api/v1/models/{model}/schedule", "put"): ScheduleBody,
+}
+
+PREFIX: Final = "/api/v1/"
+
+MIN_SEQ_PARAMETER: Final[dict[str, Any]] = {
+    "name": MIN_SEQ,
+    "in": "query",
+    "required": False,
+    "description": "Wait until what is answered from has passed this sequence; `not_yet` after 2 s.",
+    "schema": {"type": "integer", "minimum": 0},
 }
 
 
@@ -36,11 +47,13 @@ def completed(document: dict[str, Any]) -> dict[str, Any]:
         operation = document["paths"][path][method]
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
     problem = {"description": "Refused or failed", "content": {PROBLEM_JSON: {"schema": _ref(Problem)}}}
-    for path in document["paths"].values():
+    for name, path in document["paths"].items():
         for operation in path.values():
             if isinstance(operation, dict) and "responses" in operation:
                 operation["responses"].pop("400", None)
                 operation["responses"]["default"] = problem
+                if name.startswith(PREFIX):
+                    operation.setdefault("parameters", []).append(MIN_SEQ_PARAMETER)
     return document
 
 

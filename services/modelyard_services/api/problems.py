@@ -9,11 +9,20 @@ from typing import Any, Final
 import msgspec
 import structlog
 from litestar import Request, Response
+from litestar.enums import ParamType
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
 from modelyard_events.errors import InvalidValueError
-from modelyard_services.errors import STATUS_OF, InvalidEntriesError, ModelyardError
+from modelyard_services.api.parameters import parameters_of
+from modelyard_services.errors import (
+    STATUS_OF,
+    InvalidEntriesError,
+    InvalidQueryError,
+    InvalidRequestError,
+    ModelyardError,
+)
+from modelyard_services.policy.suggestion import meant
 
 PROBLEM_JSON: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:modelyard:problem:"
@@ -68,9 +77,10 @@ def on_modelyard_error(_request: Request[Any, Any, Any], error: ModelyardError) 
     return response
 
 
-def on_invalid_value(_request: Request[Any, Any, Any], error: InvalidValueError) -> Response[Problem]:
+def on_invalid_value(request: Request[Any, Any, Any], error: InvalidValueError) -> Response[Problem]:
     """A value that its field refuses."""
-    return problem("invalid_request", str(error), field=error.field, value=_plain(error.value))
+    kind = InvalidQueryError if error.field in request.query_params else InvalidRequestError
+    return problem(kind.code, str(error), field=error.field, value=_plain(error.value))
 
 
 def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
@@ -98,19 +108,28 @@ def on_unknown_error(request: Request[Any, Any, Any], error: Exception) -> Respo
 
 def _on_validation(request: Request[Any, Any, Any], error: ValidationException) -> Response[Problem]:
     extra = error.extra if isinstance(error.extra, list) else []
-    faults = [
-        {
-            "field": str(fault.get("key", "")),
-            "detail": str(fault.get("message", "")),
-            "in": str(fault.get("source", "")),
-        }
-        for fault in extra
-        if isinstance(fault, dict)
-    ]
+    faults = [_fault(request, fault) for fault in extra if isinstance(fault, dict)]
     field = faults[0]["field"] if faults else None
     detail = "; ".join(f"{fault['field']}: {fault['detail']}" for fault in faults) or error.detail
     value = request.query_params.get(field) if field else None
-    return problem("invalid_request", detail, field=field, value=value, errors=faults or None)
+    kind = InvalidQueryError if any(fault["in"] == ParamType.QUERY.value for fault in faults) else InvalidRequestError
+    return problem(kind.code, detail, field=field, value=value, errors=faults or None)
+
+
+def _fault(request: Request[Any, Any, Any], fault: dict[str, Any]) -> dict[str, str]:
+    """A fault as the client wrote its cause: the framework names the parameters of our functions."""
+    source = fault.get("source", "")
+    told = {
+        "field": str(fault.get("key", "")),
+        "detail": str(fault.get("message", "")),
+        "in": source.value if isinstance(source, ParamType) else str(source),
+    }
+    query = parameters_of(request.route_handler).get(told["field"])
+    if query is None:
+        return told
+    given = request.query_params.get(query.name, "")
+    detail = f"there is no {given!r}; {meant(given, query.choices)}" if query.choices else told["detail"]
+    return {**told, "field": query.name, "detail": detail}
 
 
 def _plain(value: object) -> Any:

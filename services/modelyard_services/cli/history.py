@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 from cyclopts import App, Parameter
 from rich.console import Console
 
+from modelyard_services.cli.names import tell_unknown
 from modelyard_services.cli.session import Session
 from modelyard_services.cli.tables import console
 
@@ -57,11 +58,14 @@ def events(  # noqa: PLR0913 - one option per filter
     """
     filters = {"node": node, "model": model, "type": type_, "actor": actor, "correlation": correlation}
     if follow:
+        tell_unknown(session, node=node, model=model)
         _follow(session, after, filters)
         return
     if after is None and not any(filters.values()):
         after = max(0, session.get("/replicas", limit=1)["sequence"] - limit)
     answer = session.get("/events", after=after, limit=limit, **filters)
+    if not answer["items"]:
+        tell_unknown(session, node=node, model=model)
     if session.as_json:
         session.show_json(answer)
         return

@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 
 from modelyard_projections.fleet.state import PhaseName
 from modelyard_services.cli import formats, tables
+from modelyard_services.cli.names import tell_unknown
 from modelyard_services.cli.session import CommandFailedError, Session, segment
 from modelyard_services.cli.waiting import until
 
@@ -59,6 +60,8 @@ def ps(*, model: str | None = None, node: str | None = None, state: ReplicaState
     ]
     columns = ("REPLICA", "NODE", "STATE", "VRAM", "GPUS", "IN FLIGHT", "USED", "SINCE", "REVISION", "ID")
     session.show(answer, rows, *columns)
+    if not rows:
+        tell_unknown(session, node=node, model=model)
 
 
 def load(  # noqa: PLR0913 - one option per member of the request

@@ -4,7 +4,6 @@ Invariant: every fault is found and told together, with file, line and field; of
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Final, get_type_hints
 
 import msgspec
@@ -26,6 +25,7 @@ from modelyard_services.errors import InvalidEntriesError
 from modelyard_services.policy.entries import REPLICAS_MAX, ModelBody, ScheduleBody, unusable
 from modelyard_services.policy.faults import Fault, raise_for
 from modelyard_services.policy.misfit import misfit
+from modelyard_services.policy.suggestion import meant
 
 Path = tuple[str | int, ...]
 Lines = Mapping[Path, int]
@@ -359,9 +359,7 @@ class _Reader:
         return None
 
     def _unknown(self, document: Document, path: Path, field: str, known: Sequence[str]) -> None:
-        close = get_close_matches(field, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-        self._fault(document, path, field, None, f"is unknown; {hint}")
+        self._fault(document, path, field, None, f"is unknown; {meant(field, known)}")
 
     def _fault(self, document: Document, path: Path, field: str, value: Any, problem: str) -> None:
         self.faults.append(Fault(document.name, _line(document, path), field, value, problem))
