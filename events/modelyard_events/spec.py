@@ -5,6 +5,7 @@ fields change freely without touching a running replica.
 """
 
 import hashlib
+from operator import attrgetter
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -127,7 +128,10 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
     def launch(self) -> LaunchSpec:
         """The part that the process runs."""
-        return LaunchSpec(**{field: getattr(self, field) for field in LaunchSpec.__struct_fields__})
+        return LaunchSpec(*_LAUNCH_FIELDS(self))
+
+
+_LAUNCH_FIELDS: Final = attrgetter(*LaunchSpec.__struct_fields__)
 
 
 def _names(given: tuple[str, ...]) -> tuple[str, ...]:

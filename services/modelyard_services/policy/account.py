@@ -61,9 +61,13 @@ def clipped(text: str) -> str:
     return text if len(text) <= TEXT_MAX else text[: TEXT_MAX - 1] + "…"
 
 
+_ENCODER: Final = msgspec.json.Encoder()
+
 _RESERVED_BYTES: Final = 3 * 1024
 """For what is added afterwards: figures, and a clipped `unblock` whose every character may take 4 bytes."""
 
 
 def _size(decision: Decision) -> int:
-    return len(msgspec.json.encode(decision))
+    """Bytes as JSON; the column, most of them, is text that JSON writes as it is."""
+    column = decision.telemetry or ""
+    return len(_ENCODER.encode(msgspec.structs.replace(decision, telemetry=""))) + len(column.encode())

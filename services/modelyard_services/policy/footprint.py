@@ -28,9 +28,9 @@ def footprint(spec: ModelSpec, *, measured: Iterable[int] = ()) -> Footprint:
 
     An operator's own figure wins; a measurement beats what the files' headers tell, and that a guess from their size.
     """
-    largest = max(measured, default=None)
     if spec.vram is not None:
         return Footprint(spec.vram, "spec")
+    largest = max(measured, default=None)
     if largest is not None:
         return Footprint(largest, "measured")
     if spec.estimate is not None and (spec.estimate.rule != "file_size" or spec.file_size is None):

@@ -30,6 +30,10 @@ SELECTORS_MAX: Final = 512
 """Selectors kept up to date; a fleet has a few, and one that names a new selector per request starts over."""
 
 
+SIZES_MAX: Final = 1_024
+"""Sizes for which it is kept who could hold them when empty: about one a model, and a set takes a bit a node."""
+
+
 class PlacementIndex:
     """A fleet's nodes, ready to be searched. Tell it what changed by `note`; whatever it wasn't told, it notices."""
 
@@ -87,7 +91,7 @@ class PlacementIndex:
             if node is None or (row is not None and row.node is not node):
                 return False
         # New nodes come after the others, in the order in which they registered.
-        for name in (*changed.intersection(rows.by_name), *_new(rows)):
+        for name in (*(name for name in changed if name in rows.by_name), *_new(rows)):
             rows.refresh(rows.fleet.nodes[NodeName(name)])
         return True
 
@@ -156,9 +160,15 @@ class _Search:
         return (row.node for row in self._in(self._left))
 
     def _judge_nodes(self) -> None:
-        for name in ("type", "admitted", "alive", "schedulable"):
-            self._reject(name, self._rows.having("fails", name))
-        self._reject("selector", ~self._rows.matching(self._wish.selector))
+        """The filters that ask nothing of a node's load: most wishes share what they leave over."""
+        judged = self._rows.settled.judged
+        known = judged.get(self._wish.selector)
+        if known is None:
+            for name in ("type", "admitted", "alive", "schedulable"):
+                self._reject(name, self._rows.having("fails", name))
+            self._reject("selector", ~self._rows.matching(self._wish.selector))
+            known = judged[self._wish.selector] = self._left, tuple(self._counts)
+        self._left, self._counts = known[0], [*known[1]]
 
     def _judge_load(self, fits_empty: int) -> None:
         rows, wish, before = self._rows, self._wish, self._left
@@ -272,6 +282,16 @@ class _Search:
 
     def _fits_empty(self) -> int:
         """The nodes that could hold it with nothing else there."""
+        wish, sizes = self._wish, self._rows.settled.empty
+        asked = (wish.gpus, wish.per_gpu, wish.disk)
+        known = sizes.get(asked)
+        if known is None:
+            if len(sizes) >= SIZES_MAX:
+                sizes.clear()
+            known = sizes[asked] = self._find_fits_empty()
+        return known
+
+    def _find_fits_empty(self) -> int:
         short = self._rows.by(("empty", self._wish.gpus)).at_least(1 - self._needed) & self._may_lack
         if self._wish.disk is not None:
             short |= self._rows.by("disk_total").at_least(1 - disk_needed(self._wish.disk))
@@ -295,7 +315,7 @@ class _Search:
             loading=row.loading,
             replicas_of_model=len(row.node.slots.get(self._wish.model, ())),
             in_flight=row.in_flight,
-            vram_free=row.free.total,
+            free=row.free,
         )
 
     def _in(self, nodes: int) -> Iterator[Row]:

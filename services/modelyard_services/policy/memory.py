@@ -4,7 +4,7 @@ Invariant: free is what the budget leaves over all live reservations, and never 
 what is reserved but not in that measurement yet; what has ended since it was taken is no part of it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import copy
 from typing import Self
 
@@ -29,8 +29,7 @@ class Room(msgspec.Struct, frozen=True):
             return -1
         if not self.devices:
             return 0
-        free = sorted(self.devices.values(), reverse=True)
-        return max(0, min(free[gpus - 1], self.total // gpus))
+        return max(0, min(_fullest(self.devices.values(), gpus), self.total // gpus))
 
 
 class Gain(msgspec.Struct, frozen=True):
@@ -54,14 +53,8 @@ class Space:
         self._fleet = fleet
         self._reading = reading
         self._whole = node.vram_free
-        self._within_budget = {device: node.free_on(device) for device in node.devices}
-        hidden = _hidden(fleet, node, reading) if reading.vram_free else {}
-        left = _left(fleet, node, reading) if reading.vram_free else {}
-        self._measured = {
-            device: free - hidden.get(device, 0) + left.get(device, 0)
-            for device, free in reading.vram_free.items()
-            if device in self._within_budget
-        }
+        self._within_budget = _within_budget(node)
+        self._measured = _measured(fleet, node, reading)
         self._gains: dict[ReplicaId, Gain] = {}
 
     def without(self, *replicas: ReplicaState) -> Self:
@@ -78,8 +71,7 @@ class Space:
 
     def room(self) -> Room:
         """What placement may use of it."""
-        devices = {device: max(0, self.level(device)) for device in self._within_budget}
-        return Room(devices, max(0, min(self._whole, sum(devices.values()))))
+        return _room(self._within_budget, self._measured, self._whole)
 
     def fit(self, gpus: int) -> int:
         """`room().fit(gpus)`, without the room."""
@@ -88,9 +80,8 @@ class Space:
         if not self._within_budget:
             return 0
         levels = [self.level(device) for device in self._within_budget]
-        least = max(levels) if gpus == 1 else sorted(levels, reverse=True)[gpus - 1]
         # The devices' sum never binds: the `gpus` fullest alone come to that much.
-        return max(0, min(least, self._whole // gpus))
+        return max(0, min(_fullest(levels, gpus), self._whole // gpus))
 
     def climb(self, replicas: Iterable[ReplicaState], gpus: int) -> Iterator[int]:
         """`fit` as it is, and as each of `replicas` ends, one after another; this space stays as it was."""
@@ -142,7 +133,7 @@ class Space:
 
 def room(fleet: Fleet, node: NodeState, reading: NodeReading) -> Room:
     """What is free on `node` now."""
-    return Space(fleet, node, reading).room()
+    return _room(_within_budget(node), _measured(fleet, node, reading), node.vram_free)
 
 
 def empty_room(node: NodeState) -> Room:
@@ -172,6 +163,32 @@ def _bounded(wanted: Mapping[int, int], *, total: int) -> dict[int, int]:
     return {device: min(size, total // len(wanted)) for device, size in wanted.items()}
 
 
+def _fullest(free: Collection[int], gpus: int) -> int:
+    """What the last of the `gpus` devices has that have most."""
+    return max(free) if gpus == 1 else sorted(free, reverse=True)[gpus - 1]
+
+
+def _room(within_budget: Mapping[int, int], measured: Mapping[int, int], whole: int) -> Room:
+    devices = {device: max(0, min(free, measured.get(device, free))) for device, free in within_budget.items()}
+    return Room(devices, max(0, min(whole, sum(devices.values()))))
+
+
+def _within_budget(node: NodeState) -> dict[int, int]:
+    return {device: node.free_on(device) for device in node.devices}
+
+
+def _measured(fleet: Fleet, node: NodeState, reading: NodeReading) -> dict[int, int]:
+    """Bytes per device by the measurement, as they will be once it shows all that is held and nothing that ended."""
+    if not reading.vram_free:
+        return {}
+    hidden, left = _hidden(fleet, node, reading), _left(fleet, node, reading)
+    return {
+        device: free - hidden.get(device, 0) + left.get(device, 0)
+        for device, free in reading.vram_free.items()
+        if device in node.devices
+    }
+
+
 def _hidden(fleet: Fleet, node: NodeState, reading: NodeReading) -> dict[int, int]:
     """Bytes per device that replicas hold but the measurement doesn't show yet.
 
@@ -196,7 +213,7 @@ def _left(fleet: Fleet, node: NodeState, reading: NodeReading) -> dict[int, int]
     One that its worker lists although it knows of the end is a process that lives on: what it has is not free.
     """
     left: dict[int, int] = {}
-    if reading.folded < fleet.node_sequence(node.name):
+    if reading.visible and reading.folded < fleet.node_sequence(node.name):
         for replica, shown in reading.visible.items():
             if replica not in fleet.replicas:
                 for device, size in (shown or {}).items():

@@ -26,7 +26,7 @@ from modelyard_services.policy.explain import by_gpu, message, unblock
 from modelyard_services.policy.filters import Scene, Wish
 from modelyard_services.policy.footprint import Footprint, footprint, load_seconds
 from modelyard_services.policy.identity import replica_id, reservation_id
-from modelyard_services.policy.memory import choose_devices, room
+from modelyard_services.policy.memory import choose_devices
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.searcher import PLAIN, Searcher
 from modelyard_services.policy.survey import Survey
@@ -90,20 +90,18 @@ def place(fleet: Fleet, readings: Readings, request: Request, *, search: Searche
         NotFoundError: the node asked for doesn't exist.
         StaleRevisionError: the model was redefined since.
     """
-    model, spec = _defined(fleet, request)
-    size = footprint_of(fleet, model, spec)
-    wish = wish_of(fleet, request)
+    wanted = _wanted(fleet, request)
+    wish = wanted.wish
     found = search.survey(fleet, readings, wish)
     if not found.best:
-        return _evict_or_refuse(fleet, readings, request, found, search)
-    node = fleet.nodes[found.best[0].node]
-    free = room(fleet, node, readings.of(node.name))
-    held = choose_devices(free, gpus=wish.gpus, per_gpu=wish.per_gpu, binpack=wish.binpack)
+        return _evict_or_refuse(fleet, readings, wanted, found, search)
+    best = found.best[0]
+    held = choose_devices(best.free, gpus=wish.gpus, per_gpu=wish.per_gpu, binpack=wish.binpack)
     decision = account(
-        fleet, readings, found, kind="placement", outcome=f"placed on {node.name}", asked=asked_by(request)
+        fleet, readings, found, kind="placement", outcome=f"placed on {best.node}", asked=asked_by(request)
     )
-    decision = msgspec.structs.replace(decision, figures=_figures(size, wish, held))
-    return claim(fleet, request, Place(node, held), decision=decision)
+    decision = msgspec.structs.replace(decision, figures=_figures(wanted, held))
+    return _claim(wanted, Place(fleet.nodes[best.node], held), decision=decision)
 
 
 def load_on_demand(fleet: Fleet, readings: Readings, request: Request, *, search: Searcher = PLAIN) -> Outcome:
@@ -122,9 +120,27 @@ def wish_of(fleet: Fleet, request: Request) -> Wish:
         ModelUnknownError: the model isn't defined.
         NotFoundError: the node asked for doesn't exist.
     """
+    return _wanted(fleet, request).wish
+
+
+class _Wanted(msgspec.Struct, frozen=True):
+    """A request with all that the fleet says of its model: looked up once, for a model may have a thousand replicas."""
+
+    request: Request
+    model: ModelState
+    spec: ModelSpec
+    size: Footprint
+    wish: Wish
+
+
+def _wanted(fleet: Fleet, request: Request) -> _Wanted:
     model, spec = _defined(fleet, request)
+    size = _footprint_of(fleet, model, spec)
+    return _Wanted(request, model, spec, size, _wish(request, model, spec, size.size))
+
+
+def _wish(request: Request, model: ModelState, spec: ModelSpec, size: int | None) -> Wish:
     options = model.options
-    size = footprint_of(fleet, model, spec).size
     return Wish(
         model=model.name,
         now_ns=request.now_ns,
@@ -144,7 +160,7 @@ def asked_by(request: Request) -> Asked:
     return Asked(request.now_ns, request.node, format_selector(request.selector))
 
 
-def footprint_of(fleet: Fleet, model: ModelState, spec: ModelSpec) -> Footprint:
+def _footprint_of(fleet: Fleet, model: ModelState, spec: ModelSpec) -> Footprint:
     """The footprint, by what is known of the spec and of its living replicas."""
     if spec.vram is not None:
         # The usual case, and a model may have a thousand replicas to ask.
@@ -167,9 +183,16 @@ class Place(msgspec.Struct, frozen=True):
 
 
 def claim(fleet: Fleet, request: Request, where: Place, *, decision: Decision) -> Outcome:
-    """Slot, memory and the model's count, in one append."""
-    model, spec = _defined(fleet, request)
-    size = footprint_of(fleet, model, spec)
+    """Slot, memory and the model's count, in one append.
+
+    Raises:
+        ModelUnknownError: the model isn't defined.
+    """
+    return _claim(_wanted(fleet, request), where, decision=decision)
+
+
+def _claim(wanted: _Wanted, where: Place, *, decision: Decision) -> Outcome:
+    request, model, spec, size = wanted.request, wanted.model, wanted.spec, wanted.size
     replica, reservation = replica_id(request.command, 0), reservation_id(request.command, 0)
     node = where.node
     slot = lowest_free_index(node, model.name) if where.index is None else where.index
@@ -212,40 +235,31 @@ def lowest_free_index(node: NodeState, model: ModelName) -> int:
     return next(index for index in range(len(taken) + 1) if index not in taken)
 
 
-def _evict_or_refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey, search: Searcher) -> Outcome:
+def _evict_or_refuse(fleet: Fleet, readings: Readings, wanted: _Wanted, found: Survey, search: Searcher) -> Outcome:
     """Nothing fits as it is: others make room, or the refusal says who is in the way (rules P3-P5)."""
     made = Search()
     # Where no node could hold it even when empty, there is nothing to look for.
-    if found.freeable and request.may_evict:
-        made = search.make_room(fleet, readings, wish_of(fleet, request))
+    if found.freeable and wanted.request.may_evict:
+        made = search.make_room(fleet, readings, wanted.wish)
     if made.plan is None:
-        return _refuse(fleet, readings, request, found, made.blocked)
-    return _evict(fleet, readings, request, found, made.plan)
+        return _refuse(fleet, readings, wanted, found, made.blocked)
+    return _evict(fleet, readings, wanted, found, made.plan)
 
 
-def _evict(fleet: Fleet, readings: Readings, request: Request, found: Survey, plan: Plan) -> Outcome:
+def _evict(fleet: Fleet, readings: Readings, wanted: _Wanted, found: Survey, plan: Plan) -> Outcome:
     """Victims drain and the newcomer waits for them, in one append (rule P3)."""
-    model, spec = _defined(fleet, request)
-    figures = _figures(footprint_of(fleet, model, spec), wish_of(fleet, request), plan.held)
-    decision = account(
-        fleet,
-        readings,
-        found,
-        kind="placement",
-        outcome=f"placed on {plan.node.name}, {in_place_of(plan)}",
-        asked=asked_by(request),
-    )
-    decision = msgspec.structs.replace(decision, figures=figures | {"waits_for": len(plan.waits_for)})
-    claimed = claim(
-        fleet, request, Place(plan.node, plan.held, waits_for=plan.waits_for, index=plan.index), decision=decision
-    )
-    return msgspec.structs.replace(claimed, events=(*evict(fleet, plan, newcomer=request.model), *claimed.events))
+    outcome = f"placed on {plan.node.name}, {in_place_of(plan)}"
+    decision = account(fleet, readings, found, kind="placement", outcome=outcome, asked=asked_by(wanted.request))
+    figures = _figures(wanted, plan.held) | {"waits_for": len(plan.waits_for)}
+    decision = msgspec.structs.replace(decision, figures=figures)
+    where = Place(plan.node, plan.held, waits_for=plan.waits_for, index=plan.index)
+    claimed = _claim(wanted, where, decision=decision)
+    return msgspec.structs.replace(claimed, events=(*evict(fleet, plan, newcomer=wanted.model.name), *claimed.events))
 
 
-def _refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey, blocked: Blocked | None) -> Outcome:
+def _refuse(fleet: Fleet, readings: Readings, wanted: _Wanted, found: Survey, blocked: Blocked | None) -> Outcome:
     """A refusal, told to the log only where it differs from the model's last one (rule P5)."""
-    model, spec = _defined(fleet, request)
-    wish = wish_of(fleet, request)
+    model, wish = wanted.model, wanted.wish
     advice = unblock(fleet, readings, wish, found) if blocked is None else unlock(blocked, wish)
     told = _told(Scene(fleet, readings, wish), found, blocked)
     passing = blocked is not None and any(holder.obstacle in PASSING for holder in blocked.holders)
@@ -255,13 +269,12 @@ def _refuse(fleet: Fleet, readings: Readings, request: Request, found: Survey, b
     last = model.refusal
     if last is not None and (last.kind, last.filters, last.revision) == (refused.kind, filters, model.revision):
         return Outcome(refused=refused)
-    decision = account(fleet, readings, found, kind="refusal", outcome=refused.message, asked=asked_by(request))
-    figures = _figures(footprint_of(fleet, model, spec), wish, {})
+    decision = account(fleet, readings, found, kind="refusal", outcome=refused.message, asked=asked_by(wanted.request))
     event = ModelPlacementRefused(
         model=model.name,
         kind=refused.kind,
         revision=_revision(model),
-        decision=msgspec.structs.replace(decision, figures=figures, unblock=refused.unblock),
+        decision=msgspec.structs.replace(decision, figures=_figures(wanted, {}), unblock=refused.unblock),
     )
     return Outcome((event,), refused=refused)
 
@@ -274,12 +287,12 @@ def _told(scene: Scene, found: Survey, blocked: Blocked | None) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _figures(size: Footprint, wish: Wish, held: dict[int, int]) -> dict[str, Figure]:
+def _figures(wanted: _Wanted, held: dict[int, int]) -> dict[str, Figure]:
     """The figures of the outcome itself: what was needed, by which rule, and where it went."""
     return {
-        "footprint": size.size,
-        "footprint_rule": size.rule,
-        "gpus": wish.gpus,
+        "footprint": wanted.size.size,
+        "footprint_rule": wanted.size.rule,
+        "gpus": wanted.wish.gpus,
         "reserved": sum(held.values()),
         "devices": ",".join(str(device) for device in sorted(held)) or None,
     }

@@ -7,8 +7,9 @@ the nodes of which it holds.
 Invariant: `refresh` leaves every set as if it had been built anew from the fleet and the readings.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
+from modelyard_events.decision import FilterCount
 from modelyard_events.selectors import Selector, matches
 from modelyard_events.sizes import SIZE_MAX
 from modelyard_projections.fleet import Fleet, Loading, NodeState, Placed
@@ -20,6 +21,9 @@ from modelyard_services.policy.readings import NodeReading, Readings
 Family = Hashable
 Fact = tuple[Family, Hashable]
 
+Judged = tuple[int, tuple[FilterCount, ...]]
+"""The nodes that the filters which ask nothing of a node's load leave over, and what those rejected."""
+
 UNLIMITED = 4 * SIZE_MAX
 """Stands in for a figure that nobody knows and that therefore passes every bound."""
 
@@ -29,9 +33,9 @@ class Row:
 
     __slots__ = (
         "entries",
-        "facts",
         "free",
         "in_flight",
+        "load",
         "loading",
         "node",
         "own",
@@ -44,13 +48,36 @@ class Row:
         self.node = node
         self.position = position
         self.reading = NodeReading()
-        self.facts: set[Fact] = set()
         self.own: set[Fact] = set()
+        """What only the node's own events change."""
         self.own_sequence = -1
+        self.load: set[Fact] = set()
+        """What comes and goes with its replicas."""
         self.entries: dict[Family, Entry] = {}
         self.loading = 0
         self.in_flight = 0
         self.free = Room({}, 0)
+
+
+class Order:
+    """All nodes in the order of a figure; by its `own` one where no replica and no heartbeat changes it."""
+
+    __slots__ = ("entry", "own", "ranked")
+
+    def __init__(self, entry: Callable[[Row], Entry], *, own: bool = False) -> None:
+        self.entry = entry
+        self.own = own
+        self.ranked = Ranked()
+
+
+class Settled:
+    """What was found of all nodes by what only their own events change: judged anew after one of those."""
+
+    __slots__ = ("empty", "judged")
+
+    def __init__(self) -> None:
+        self.judged: dict[Selector, Judged] = {}
+        self.empty: dict[Hashable, int] = {}
 
 
 class Rows:
@@ -60,12 +87,12 @@ class Rows:
         self.fleet = fleet
         self.readings = readings
         self.sets: dict[Family, dict[Hashable, int]] = {}
-        self.ranked: dict[Family, Ranked] = {}
+        self._orders: dict[Family, Order] = {}
         self.list: list[Row] = []
         self.all = 0
         self.by_name: dict[str, Row] = {}
+        self.settled = Settled()
         self._selectors: dict[Selector, None] = {}
-        self._own_figures: set[Family] = set()
         for node in fleet.nodes.values():
             self.refresh(node)
 
@@ -76,26 +103,20 @@ class Rows:
             row = self.by_name[node.name] = Row(node, len(self.list))
             self.list.append(row)
             self.all |= 1 << row.position
-        changed = row.own_sequence != node.sequence
-        facts = self._facts(row)
-        bit = 1 << row.position
-        for family, value in row.facts - facts:
-            self._take(family, value, bit)
-        for family, value in facts - row.facts:
-            self._put(family, value, bit)
-        row.facts = facts
+        if row.own_sequence != node.sequence:
+            self._refresh_own(row)
+        load = self._load(row)
+        self._enter(row, row.load, load)
+        row.load = load
         self.measure(row)
-        if changed:
-            for family in self._own_figures:
-                self._rank(row, family, self.ranked[family])
 
     def measure(self, row: Row) -> None:
         """Enter what the newest heartbeat says of a node that is otherwise as it was."""
         row.reading = self.readings.of(row.node.name)
         row.free = room(self.fleet, row.node, row.reading)
-        for family, ranked in self.ranked.items():
-            if family not in self._own_figures:
-                self._rank(row, family, ranked)
+        for family, order in self._orders.items():
+            if not order.own:
+                self._rank(row, family, order)
 
     def lease(self, row: Row) -> None:
         """Enter the requests on a node that is otherwise as it was."""
@@ -103,7 +124,7 @@ class Rows:
         if before != row.in_flight:
             self._take("in_flight", before, 1 << row.position)
             self._put("in_flight", row.in_flight, 1 << row.position)
-            row.facts ^= {("in_flight", before), ("in_flight", row.in_flight)}
+            row.load ^= {("in_flight", before), ("in_flight", row.in_flight)}
 
     def having(self, family: Family, value: Hashable) -> int:
         """The nodes of which `value` holds in `family`."""
@@ -118,7 +139,6 @@ class Rows:
             found = 0
             for row in self.list:
                 if matches(selector, row.node.labels):
-                    row.facts.add(("selector", selector))
                     row.own.add(("selector", selector))
                     found |= 1 << row.position
             self.sets.setdefault("selector", {})[selector] = found
@@ -126,14 +146,12 @@ class Rows:
 
     def by(self, family: Family) -> Ranked:
         """The nodes in the order of a figure, `"spread"` or `("fit", gpus)` say; kept up to date from then on."""
-        ranked = self.ranked.get(family)
-        if ranked is None:
-            ranked = self.ranked[family] = Ranked()
-            if family == "disk_total" or (isinstance(family, tuple) and family[0] == "empty"):
-                self._own_figures.add(family)
+        order = self._orders.get(family)
+        if order is None:
+            order = self._orders[family] = _order(family)
             for row in self.list:
-                self._rank(row, family, ranked)
-        return ranked
+                self._rank(row, family, order)
+        return order.ranked
 
     @property
     def selectors(self) -> int:
@@ -143,6 +161,23 @@ class Rows:
     def _in_flight(self, node: NodeState) -> int:
         leases = self.readings.in_flight
         return sum(leases.get(replica, 0) for replica in node.replicas)
+
+    def _refresh_own(self, row: Row) -> None:
+        own = self._own(row.node)
+        self._enter(row, row.own, own)
+        row.own, row.own_sequence = own, row.node.sequence
+        for family, order in self._orders.items():
+            if order.own:
+                self._rank(row, family, order)
+        self.settled = Settled()
+
+    def _enter(self, row: Row, before: set[Fact], now: set[Fact]) -> None:
+        """Bring the sets from what held of a node `before` to what holds `now`."""
+        bit = 1 << row.position
+        for family, value in before - now:
+            self._take(family, value, bit)
+        for family, value in now - before:
+            self._put(family, value, bit)
 
     def _put(self, family: Family, value: Hashable, bit: int) -> None:
         values = self.sets.setdefault(family, {})
@@ -156,40 +191,22 @@ class Rows:
             if not values:
                 del self.sets[family]
 
-    def _rank(self, row: Row, family: Family, ranked: Ranked) -> None:
-        entry = self._entry(row, family)
+    def _rank(self, row: Row, family: Family, order: Order) -> None:
+        entry = order.entry(row)
         before = row.entries.get(family)
         if entry != before:
             if before is not None:
-                ranked.remove(before)
-            ranked.add(entry)
+                order.ranked.remove(before)
+            order.ranked.add(entry)
             row.entries[family] = entry
 
-    def _entry(self, row: Row, family: Family) -> Entry:
-        node = row.node
-        match family:
-            case "spread":
-                return -row.free.total, node.name, row.position
-            case "pack":
-                return row.free.total, node.name, row.position
-            case "disk_free":
-                return -_known(row.reading.disk_free), "", row.position
-            case "disk_total":
-                return -_known(node.facts.disk_total), "", row.position
-            case ("fit", int() as gpus):
-                return -row.free.fit(gpus), "", row.position
-            case ("empty", int() as gpus):
-                return -empty_room(node).fit(gpus), "", row.position
-            case _:
-                raise ValueError(f"no figure is named {family!r}")
-
-    def _facts(self, row: Row) -> set[Fact]:
+    def _load(self, row: Row) -> set[Fact]:
         node = row.node
         replicas = [self.fleet.replicas[replica] for replica in node.replicas]
         row.loading = sum(isinstance(state.phase, Placed | Loading) for state in replicas)
         row.in_flight = self._in_flight(node)
-        facts = self._own(row) | {("loading", row.loading), ("in_flight", row.in_flight), *self._slots(node)}
-        facts.add(("models", len(node.slots)))
+        facts: set[Fact] = {("loading", row.loading), ("in_flight", row.in_flight), ("models", len(node.slots))}
+        facts.update(self._slots(node))
         for state in replicas:
             for group in state.groups:
                 facts.add((("group", group), state.model))
@@ -203,20 +220,16 @@ class Rows:
             facts.add(("node", "full"))
         return facts
 
-    def _own(self, row: Row) -> set[Fact]:
-        """What only the node's own events change: judged anew after one of those."""
-        node = row.node
-        if row.own_sequence != node.sequence:
-            row.own_sequence = node.sequence
-            row.own = {
-                ("cap", node.max_replicas_per_model),
-                ("own_limit", node.watchdog.max_loaded_models),
-                *self._fixed(node),
-                *(("selector", selector) for selector in self._selectors if matches(selector, node.labels)),
-            }
-            if node.devices:
-                row.own.add(("node", "devices"))
-        return row.own
+    def _own(self, node: NodeState) -> set[Fact]:
+        facts: set[Fact] = {
+            ("cap", node.max_replicas_per_model),
+            ("own_limit", node.watchdog.max_loaded_models),
+            *self._fixed(node),
+            *(("selector", selector) for selector in self._selectors if matches(selector, node.labels)),
+        }
+        if node.devices:
+            facts.add(("node", "devices"))
+        return facts
 
     def _slots(self, node: NodeState) -> Iterable[Fact]:
         cap = node.max_replicas_per_model
@@ -230,6 +243,24 @@ class Rows:
         for name, judge in FIXED_FILTERS.items():
             if name != "selector" and judge(_ANY, node) is not None:
                 yield "fails", name
+
+
+def _order(family: Family) -> Order:
+    match family:
+        case "spread":
+            return Order(lambda row: (-row.free.total, row.node.name, row.position))
+        case "pack":
+            return Order(lambda row: (row.free.total, row.node.name, row.position))
+        case "disk_free":
+            return Order(lambda row: (-_known(row.reading.disk_free), "", row.position))
+        case "disk_total":
+            return Order(lambda row: (-_known(row.node.facts.disk_total), "", row.position), own=True)
+        case ("fit", int() as gpus):
+            return Order(lambda row: (-row.free.fit(gpus), "", row.position))
+        case ("empty", int() as gpus):
+            return Order(lambda row: (-empty_room(row.node).fit(gpus), "", row.position), own=True)
+        case _:
+            raise ValueError(f"no figure is named {family!r}")
 
 
 def _known(size: int | None) -> int:

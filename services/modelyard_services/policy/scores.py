@@ -9,6 +9,7 @@ from modelyard_events.decision import Figure
 from modelyard_events.ids import NodeName
 from modelyard_projections.fleet import Loading, NodeState, Placed
 from modelyard_services.policy.filters import Scene
+from modelyard_services.policy.memory import Room
 
 Rank = tuple[int, int, int, int, str]
 
@@ -20,11 +21,11 @@ class Candidate(msgspec.Struct, frozen=True):
     loading: int
     replicas_of_model: int
     in_flight: int
-    vram_free: int
+    free: Room
 
     def rank(self, *, binpack: bool) -> Rank:
         """Lower is better."""
-        free = self.vram_free if binpack else -self.vram_free
+        free = self.free.total if binpack else -self.free.total
         return (self.loading, min(self.replicas_of_model, 1), self.in_flight, free, self.node)
 
     def scores(self) -> dict[str, Figure]:
@@ -33,7 +34,7 @@ class Candidate(msgspec.Struct, frozen=True):
             "loading": self.loading,
             "replicas_of_model": self.replicas_of_model,
             "in_flight": self.in_flight,
-            "vram_free": self.vram_free,
+            "vram_free": self.free.total,
         }
 
 
@@ -45,5 +46,5 @@ def candidate(scene: Scene, node: NodeState) -> Candidate:
         loading=sum(isinstance(replicas[replica].phase, Placed | Loading) for replica in node.replicas),
         replicas_of_model=len(node.slots.get(scene.wish.model, ())),
         in_flight=sum(scene.readings.in_flight.get(replica, 0) for replica in node.replicas),
-        vram_free=scene.room(node).total,
+        free=scene.room(node),
     )

@@ -1,5 +1,7 @@
 """Placement: what is claimed, what is refused, and the account of both (rules P1, P2, P5, P6, R2-R5)."""
 
+import base64
+
 import msgspec
 import pytest
 
@@ -599,6 +601,13 @@ def test_a_decision_stays_within_its_limit_whatever_the_names() -> None:
     decision = placed(history, heard(history.fleet, *heartbeats)).decision
     assert len(msgspec.json.encode(decision)) <= DECISION_BYTES_MAX
     assert decision.runners_up
+
+
+def test_a_column_takes_as_many_bytes_in_a_decision_as_it_has_letters() -> None:
+    """H2: a decision's size is told without encoding its column, for JSON writes none of the 85 letters otherwise."""
+    column = base64.b85encode(bytes(range(256)) * 64).decode()
+    assert len(set(column)) == 85
+    assert len(msgspec.json.encode(column)) == len(f'"{column}"')
 
 
 def test_the_full_account_names_every_node() -> None:
