@@ -463,6 +463,26 @@ async def test_a_worker_that_was_killed_takes_its_processes_along_if_so_told(tmp
     assert marked(tmp_path) == []
 
 
+async def test_processes_that_end_with_the_workers_parent_outlive_the_worker_alone(tmp_path: Path) -> None:
+    """W4: the parent starts the next worker, which adopts them; when the parent dies as well, nobody would."""
+    parent = await asyncio.create_subprocess_exec(
+        *("sh", "-c", '"$@" & wait; read forever', "sh", sys.executable, "-c", WORKER, str(tmp_path)),
+        *("end_with_parent",), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    (worker,) = psutil.Process(parent.pid).children()
+    worker.kill()
+    await asyncio.to_thread(worker.wait)
+    async with supervised(tmp_path, Told(), at_worker_end="keep") as processes:
+        assert [adopted.process.pid for adopted in processes.running()] == [pid]
+    assert alive(pid)
+    parent.kill()
+    await parent.wait()
+    await _gone(pid)
+    assert marked(tmp_path) == []
+
+
 async def test_a_killed_workers_port_is_nobodys_until_routers_know_better(tmp_path: Path) -> None:
     """W4, X22: another worker of the machine would serve another model there, and routers would send to it."""
     here, there = tmp_path / "here", tmp_path / "there"

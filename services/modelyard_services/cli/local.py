@@ -180,7 +180,7 @@ def worker(  # noqa: PLR0913 - one option per setting
     state_dir: Path = Path("worker-state"),
     port_range: str = "20000-29999",
     allow_command: Annotated[list[str] | None, Parameter(negative="")] = None,
-    at_end: Literal["end", "keep", "depart"] = "end",
+    at_end: Literal["end", "end-with-parent", "keep", "depart"] = "end",
     log_level: LogLevel = "info",
 ) -> None:
     """Run one node: registers, runs the models placed on it, tells what happens.
@@ -225,7 +225,8 @@ def worker(  # noqa: PLR0913 - one option per setting
         A pattern of commands that may be run; may be given several times, all are allowed without.
     at_end
         What a stop does with the replicas: end them and depart, or keep them for the next worker. With depart they
-        outlive a crash and SIGHUP, for an upgrade, and a stop ends them.
+        outlive a crash and SIGHUP, for an upgrade, and a stop ends them. With end-with-parent they outlive a crash as
+        long as the parent process does, which starts the next worker.
     log_level
         What to log on stderr.
     """

@@ -3,7 +3,7 @@
 Invariant: every fault is found and told together, with file, line and field; of a faulty document nothing is used.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, get_type_hints
 
 import msgspec
@@ -11,6 +11,7 @@ import msgspec
 from modelyard_events.errors import InvalidValueError
 from modelyard_events.ids import ModelName
 from modelyard_events.names import model_name
+from modelyard_events.placeholders import check_placeholders
 from modelyard_events.selectors import parse_selector
 from modelyard_events.sizes import parse_size
 from modelyard_events.spec import (
@@ -289,6 +290,8 @@ class _Reader:
                 self._unknown(document, (*path, key), str(key), list(hints))
             elif value is not None:
                 self._convert(fields, str(key), value, hints[key], document=document, path=(*path, key))
+        for place, field, text in _filled_by_nodes(fields):
+            self._checked(document, (*path, *place), field, text, check_placeholders)
         if complete and body is ModelBody and "command" not in entry:
             self._fault(document, path, "command", None, "is required: the words of the command line")
         return fields
@@ -366,6 +369,14 @@ class _Reader:
 
 
 _MODE_FIELDS: Final = frozenset({"replicas", "spread_all", "min_replicas", "max_replicas"})
+
+
+def _filled_by_nodes(fields: Mapping[str, Any]) -> Iterator[tuple[Path, str, str]]:
+    """Where a model's entry may hold placeholders, each with its field and its text."""
+    yield from ((("command", index), "command", word) for index, word in enumerate(fields.get("command") or ()))
+    for variable, value in (fields.get("environment") or {}).items():
+        if isinstance(value, str):
+            yield ("environment", variable), f"environment.{variable}", value
 
 
 def _line(document: Document, path: Path) -> int | None:

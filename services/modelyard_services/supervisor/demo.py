@@ -106,7 +106,8 @@ class _Demo:
             (f"The model {MODEL!r} is defined and scheduled; its memory is reserved before it starts", self._load),
             ("Real sentences through the OpenAI-compatible gateway", self._embed),
             ("Traffic spreads over both replicas", self._spread),
-            ("A worker is killed with -9; traffic goes on and the replica is replaced", self._kill),
+            ("A worker is killed with -9; its replica serves on and its successor adopts it", self._kill_worker),
+            ("A replica's process is killed with -9; traffic goes on and it is replaced", self._kill_replica),
             ("The story as events, each with actor and cause", self._story),
             ("One state everywhere: in memory, replayed from the log, and in PostgreSQL", self._prove),
         )
@@ -163,7 +164,7 @@ class _Demo:
         _require(len(counts) == REPLICAS, f"only {list(counts)} served")
         _require(max(counts.values()) <= SPREAD_MAX * TRAFFIC / REPLICAS, "one replica got most of the traffic")
 
-    async def _kill(self) -> None:
+    async def _kill_worker(self) -> None:
         before = {replica["id"]: replica["node"] for replica in await self._items("/replicas")}
         victim = min(before.values())
         pid = next(child.pid for child in self._running.report() if child.name == victim)
@@ -175,9 +176,19 @@ class _Demo:
         served = Counter(await traffic)
         self._out.print(f"  killed the worker of {victim} (pid {pid}); {TRAFFIC} requests answered meanwhile")
         self._table(("NODE", "REQUESTS"), sorted(served.items()))
-        lost = {replica for replica, node in before.items() if node == victim}
-        ready = await self._until("the replica is replaced", lambda: self._replicas(besides=lost))
-        _require(lost.isdisjoint(replica["id"] for replica in ready), "the dead replica is still listed")
+        adopted = await self._until("its replica is adopted", lambda: self._told("replica.adopted", victim))
+        _require(before.get(adopted["replica"]) == victim, "what was adopted isn't what served there")
+        _require(before.keys() == {one["id"] for one in await self._items("/replicas")}, "a replica was replaced")
+
+    async def _kill_replica(self) -> None:
+        victim = min(await self._items("/replicas"), key=lambda replica: str(replica["node"]))
+        started = await self._until("its process is known", lambda: self._told("replica.load_started", victim["node"]))
+        pid = started["process"]["pid"]
+        kill(pid, signal.SIGKILL)
+        await self._traffic(TRAFFIC)
+        self._out.print(f"  killed {victim['id']} of {victim['node']} (pid {pid}); {TRAFFIC} requests answered since")
+        ready = await self._until("the replica is replaced", lambda: self._replicas(besides={victim["id"]}))
+        _require(victim["id"] not in {replica["id"] for replica in ready}, "the dead replica is still listed")
         await self._show_replicas()
 
     async def _story(self) -> None:
@@ -242,6 +253,11 @@ class _Demo:
             for replica in await self._items("/replicas")
         ]
         self._table(("REPLICA", "NODE", "STATE", "RESERVED"), rows)
+
+    async def _told(self, tag: str, node: str) -> dict[str, Any] | None:
+        """The last event of that tag about `node`."""
+        events: list[dict[str, Any]] = (await self._get("/events", type=tag, node=node, after=0, limit=1000))["items"]
+        return dict(events[-1]["event"]) if events else None
 
     async def _items(self, path: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = (await self._get(path))["items"]

@@ -181,6 +181,8 @@ class _Yard:
         vram = _of(settings.worker_vram, number, "")
         arguments = ["worker", "--name", name, "--state-dir", str(self._data_dir / "workers" / name)]
         arguments += ["--share", f"{number + 1}/{settings.workers}", "--log-level", settings.log_level]
+        # A worker that is killed is started again and finds its replicas serving; none of them outlives us.
+        arguments += ["--at-end", "end-with-parent"]
         arguments += [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
         arguments += ["--vram", vram] if vram else []
         arguments += [] if settings.worker_gpus is None else ["--gpus", settings.worker_gpus]

@@ -73,6 +73,10 @@ tell (GGUF: weights, and the cache for `context_length`; safetensors: weights an
 fifth. With none of these a replica gets a node with no other on it. Files are looked at where the model is defined, by
 the API or the reconciler; `modelyard measure FILE` tells the same on a machine that alone has them.
 
+A name in braces, in a word of `command` or a value of `environment`, is filled in by the node: `{port}` and `{host}` to
+listen on, `{model}`, `{replica}`, and `{gpu}`, its devices as CUDA and ROCm call them. Any other name there is refused;
+`\\{name}` is that text itself. Other braces are left alone: JSON such as `{"a": 1}`, `${HOME}`, `{{name}}`.
+
 A worker refuses a load whose `files` or `devices` (paths on its machine, such as `/dev/dri/renderD128`) it lacks.
 
 A client may ask for a model by any of its `aliases`, over `/v1/*`, routes and gRPC; the replica is asked by the model's

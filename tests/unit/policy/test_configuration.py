@@ -13,7 +13,7 @@ from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.documents import DEPTH_MAX, parse_text
 from modelyard_services.errors import InvalidEntriesError
 from modelyard_services.policy.apply import apply
-from modelyard_services.policy.configuration import Configuration, Document, read_documents, read_schedule
+from modelyard_services.policy.configuration import Configuration, Document, read_documents, read_model, read_schedule
 from modelyard_services.policy.entries import ScheduleBody
 from modelyard_services.policy.faults import Fault
 
@@ -173,6 +173,42 @@ def test_a_mistake_in_defaults_is_told_once_and_where_it_stands() -> None:
     """S2."""
     assert faults(DEFAULTS.replace("2GiB", "-2").replace("pinned: true", "pined: true")) == [(6, "pined")]
     assert faults("defaults: [x]\nmodels: [{name: m, command: [x]}]") == [(1, "defaults")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "at", "told"),
+    [
+        (
+            'command: [serve, "--port={prot}"]',
+            (3, "command"),
+            "{prot}, which no node fills in; known are {port} {host} {model}",
+        ),
+        ('command: [serve, "{NAME}"]', (3, "command"), "holds {NAME}, which no node fills in"),
+        (
+            'command: [x]\n  environment:\n    A: b\n    U: "http://{hots}"',
+            (6, "environment.U"),
+            "holds {hots}, which",
+        ),
+        ('command: [x, "{name}"]', (3, "command"), r"for the text itself write \{name}"),
+    ],
+)
+def test_a_name_in_braces_that_no_node_fills_is_refused(entry: str, at: tuple[int, str], told: str) -> None:
+    """W3: a slip of the pen would reach the backend as it is, which fails far from where it was written."""
+    document = f"models:\n- name: m\n  {entry}\n"
+    with pytest.raises(InvalidEntriesError) as refused:
+        read(document)
+    (fault,) = msgspec.convert(refused.value.errors, list[Fault])
+    assert (fault.line, fault.field) == at
+    assert told in fault.problem
+    assert "{" in fault.value
+
+
+def test_a_slip_in_the_defaults_is_told_once_and_other_braces_are_none() -> None:
+    """W3: JSON, shells and templates have braces of their own; a backslash makes a name in braces plain text."""
+    slip = 'defaults:\n  environment: {A: "{prot}"}\nmodels:\n- {name: a, command: [x]}\n- {name: b, command: [x]}\n'
+    assert faults(slip) == [(2, "environment.A")]
+    words = ["{port}", '{"a":1}', '{"a": {"b": "{model}"}}', "${HOME}", "{{name}}", "{}", "{0}", "{ a }", r"\{name}"]
+    assert read_model({"command": words, "environment": {"A": words[1]}}, name="m").command == tuple(words)
 
 
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))

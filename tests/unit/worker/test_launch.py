@@ -21,7 +21,7 @@ PATH = {"PATH": "/usr/bin:/bin"}
 
 
 def order(launch: LaunchSpec, *, inherited: dict[str, str] | None = None, allowed: tuple[str, ...] = ()) -> Order:
-    return order_of(launch, FILLED, inherited=PATH | (inherited or {}), allowed=allowed, lifeline=False)
+    return order_of(launch, FILLED, inherited=PATH | (inherited or {}), allowed=allowed, dies_with=None)
 
 
 def test_placeholders_are_filled_in_command_and_environment_and_other_braces_stay() -> None:
@@ -31,6 +31,12 @@ def test_placeholders_are_filled_in_command_and_environment_and_other_braces_sta
     made = order(launch)
     assert made.command == ["true", "127.0.0.1:20001", '{"model": "org/llama"}', "{unknown}"]
     assert made.environment["X"] == "1,3/r1"
+
+
+def test_a_name_behind_a_backslash_is_text() -> None:
+    """W3."""
+    fill = FILLED.fill
+    assert fill(r"\{port} {port} \{other} \{ \d{2}") == r"{port} 20001 {other} \{ \d{2}"
 
 
 @given(model=st.text())

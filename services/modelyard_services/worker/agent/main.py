@@ -7,8 +7,8 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, Literal, TypeVar, assert_never
 
 import msgspec
 import structlog
@@ -19,7 +19,7 @@ from modelyard_services.errors import NameTakenError, NodeGoneError
 from modelyard_services.worker.agent.agent import Agent
 from modelyard_services.worker.agent.inventory import Inventory
 from modelyard_services.worker.agent.link import linked
-from modelyard_services.worker.agent.settings import WorkerSettings
+from modelyard_services.worker.agent.settings import AtEnd, WorkerSettings
 from modelyard_services.worker.gpus import discover
 from modelyard_services.worker.machine import Machine
 from modelyard_services.worker.processes.kept import ProcessFact
@@ -29,6 +29,14 @@ from modelyard_services.worker.visible import visible
 
 IDLE_NS: Final = 5_000_000_000
 """A replica unused for 5 s counts as idle for the background probe; routers tell of use every second."""
+
+AT_WORKER_END: Final[Mapping[AtEnd, Literal["keep", "end", "end_with_parent"]]] = {
+    "end": "end",
+    "end-with-parent": "end_with_parent",
+    "keep": "keep",
+    "depart": "keep",
+}
+"""What the processes are told; a departing worker ends them by itself, in its own order."""
 
 Result = TypeVar("Result")
 
@@ -73,7 +81,15 @@ class Ending(msgspec.Struct, frozen=True):
 
     def departs(self, settings: WorkerSettings) -> bool:
         """Whether the replicas end with the worker."""
-        return settings.at_end == "end" or (settings.at_end == "depart" and not self.replaced.is_set())
+        match settings.at_end:
+            case "end" | "end-with-parent":
+                return True
+            case "depart":
+                return not self.replaced.is_set()
+            case "keep":
+                return False
+            case _ as never:
+                assert_never(never)
 
 
 async def _one_life(settings: WorkerSettings, inventory: Inventory, machine: Machine, ending: Ending) -> None:
@@ -95,7 +111,7 @@ async def _one_life(settings: WorkerSettings, inventory: Inventory, machine: Mac
             advertise=settings.advertise,
             ports=settings.ports,
             allow_commands=settings.allow_commands,
-            at_worker_end="end" if settings.at_end == "end" else "keep",
+            at_worker_end=AT_WORKER_END[settings.at_end],
         ),
         on_fact=on_fact,
         is_idle=is_idle,

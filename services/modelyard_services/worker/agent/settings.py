@@ -10,13 +10,16 @@ from modelyard_events.node import NodeType
 from modelyard_events.sizes import VramBudget
 from modelyard_services.worker.processes.ports import PortRange
 
+AtEnd = Literal["end", "end-with-parent", "keep", "depart"]
+
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One node agent.
 
     `vram` bytes count where there is no GPU; `gpus` names devices (`0,2`), None takes all; `share` is which part of
     how many of the machine it has. `at_end`: `end` stops the replicas and departs when the worker stops, `keep`
-    leaves them to the next worker, `depart` ends them on a stop and leaves them on SIGHUP, for an upgrade.
+    leaves them to the next worker, `depart` ends them on a stop and leaves them on SIGHUP, for an upgrade. Killed with
+    -9 it takes them along only with `end`; with `end-with-parent` its parent does, for whoever starts the next worker.
     """
 
     name: NodeName
@@ -35,4 +38,4 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_replicas_per_model: int = 1
     ports: PortRange = PortRange()
     allow_commands: tuple[str, ...] = ()
-    at_end: Literal["end", "keep", "depart"] = "end"
+    at_end: AtEnd = "end"

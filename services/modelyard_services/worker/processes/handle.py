@@ -46,7 +46,6 @@ class Handle:
         self._pidfd = pidfd
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        self._lifeline: int | None = None
         self._loop.add_reader(pidfd, self._on_end)
 
     @classmethod
@@ -119,14 +118,11 @@ class Handle:
             return []
 
     def let_go(self) -> None:
-        """Forget the keeper; it goes on (unless its order was to end with the worker)."""
+        """Forget the keeper; it goes on."""
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
-        if self._lifeline is not None:
-            os.close(self._lifeline)
-            self._lifeline = None
 
     async def _instruct(self, order_fd: int, settled_fd: int, order: Order) -> None:
         try:
@@ -134,10 +130,7 @@ class Handle:
         except BrokenPipeError as error:
             raise KeeperError("the keeper ended before it had its order; see keeper.err") from error
         finally:
-            if order.lifeline:
-                self._lifeline = order_fd
-            else:
-                os.close(order_fd)
+            os.close(order_fd)
         settled = asyncio.Event()
         self._loop.add_reader(settled_fd, settled.set)  # the end of that pipe; nothing is ever written to it
         try:

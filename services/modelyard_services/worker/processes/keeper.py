@@ -134,6 +134,7 @@ class Keeper:
         self._asked = False
         self._streams = {stream.read_fd: stream for stream in (Stream(b"o"), Stream(b"e"))}
         self._wakeup = wakeup_pipe()
+        self._guardian = guardian_of(order)
 
     def start(self) -> int | None:
         """Start the main process; the errno if that can't be done."""
@@ -157,13 +158,13 @@ class Keeper:
         poll = select.poll()
         for fd in (*self._streams, self._wakeup):
             poll.register(fd, select.POLLIN)
-        if self._order["lifeline"]:
-            poll.register(ORDER_FD, select.POLLIN)
+        if self._guardian is not None:
+            poll.register(self._guardian, select.POLLIN)
         while not self._alone:
             for fd, _ in poll.poll(self._wait_ms()):
                 if fd == self._wakeup:
                     self._heed(os.read(fd, 512))
-                elif fd == ORDER_FD:  # the worker is gone, and the backend was to go with it
+                elif fd == self._guardian:  # gone, and the backend was to go with it
                     poll.unregister(fd)
                     self._ask()
                 elif self._copy(fd) == 0:
@@ -312,6 +313,25 @@ def prctl(option: int, argument: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, argument, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+
+
+def guardian_of(order: dict[str, Any]) -> int | None:
+    """A pidfd of whom the backend is to die with, readable once that has ended; None if it outlives everybody.
+
+    Whoever has ended already is watched as nobody: a pipe that is at its end says the same.
+    """
+    guardian = order["dies_with"]
+    if guardian is None:
+        return None
+    pid = int(guardian["pid"])
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        if start_ticks(pid) == guardian["start_ticks"]:
+            return pidfd
+        os.close(pidfd)
+    at_end, write_fd = os.pipe()
+    os.close(write_fd)
+    return at_end
 
 
 def wakeup_pipe() -> int:

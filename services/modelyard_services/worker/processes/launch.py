@@ -5,7 +5,6 @@ or a command line (rule W3). The worker's own credentials (`MODELYARD_*`) reach 
 """
 
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,9 @@ from typing import Final
 
 import msgspec
 
+from modelyard_events.placeholders import filled
 from modelyard_events.spec import LaunchSpec, SecretRef
+from modelyard_services.worker.processes.state import Identity
 
 OWN_PREFIX: Final = "MODELYARD_"
 
@@ -30,8 +31,6 @@ LOADER_VARIABLES: Final = frozenset(
 
 COUNTED_WITHIN: Final = frozenset({"ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"})
 """Inherited, they would renumber what our own variables name: HIP counts within what these leave."""
-
-_PLACEHOLDER: Final = re.compile(r"\{(port|host|model|replica|gpu)\}")
 
 
 class LaunchRefusedError(Exception):
@@ -54,18 +53,18 @@ class Placeholders(msgspec.Struct, frozen=True):
         """`text` with its placeholders replaced, once: a value that looks like a placeholder stays what it is."""
         values = {"port": str(self.port), "host": self.host, "model": self.model, "replica": self.replica}
         values["gpu"] = ",".join(self.devices)
-        return _PLACEHOLDER.sub(lambda match: values[match.group(1)], text)
+        return filled(text, values)
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What a keeper is told. `lifeline`: the backend ends when the worker does."""
+    """What a keeper is told. `dies_with`: the backend ends when that process does, however it does."""
 
     executable: str
     command: list[str]
     environment: dict[str, str]
     working_directory: str | None
     stop_grace_seconds: float
-    lifeline: bool
+    dies_with: Identity | None
 
 
 def order_of(
@@ -74,7 +73,7 @@ def order_of(
     *,
     inherited: Mapping[str, str],
     allowed: tuple[str, ...],
-    lifeline: bool,
+    dies_with: Identity | None,
 ) -> Order:
     """The order to run `launch`; `allowed` are the patterns of `--allow-command` (none: everything is).
 
@@ -96,7 +95,7 @@ def order_of(
         environment=environment,
         working_directory=launch.working_directory,
         stop_grace_seconds=launch.stop_grace_seconds,
-        lifeline=lifeline,
+        dies_with=dies_with,
     )
 
 

@@ -97,7 +97,7 @@ class Processes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self._settings.at_worker_end == "end":
+            if self._settings.at_worker_end != "keep":
                 await self.end_all()
         finally:
             for task in self._supervisors.values():
@@ -257,7 +257,7 @@ class Processes:
                 Placeholders(port, self._settings.host, request.model, request.replica, self._devices_of(request.gpus)),
                 inherited=self._environment,
                 allowed=self._settings.allow_commands,
-                lifeline=self._settings.at_worker_end == "end",
+                dies_with=self._settings.dies_with(),
             )
             record = Record(**msgspec.structs.asdict(request), port=port, incarnation=self._settings.incarnation)
             directory = self._state.write(record)
