@@ -80,7 +80,7 @@ async def measure(size: int, requests: int) -> dict[str, float]:
 
 def affinity_figures(candidates: list[Candidate], requests: int) -> dict[str, float]:
     """The decision for a session, and for a prompt of 16 KiB whose beginning is known."""
-    affinities, ranking, model = Affinities(), Ranking(), candidates[0].model
+    affinities, ranking, model = Affinities(Fleet()), Ranking(), candidates[0].model
     for candidate in candidates:
         ranking.put(candidate)
     prompt = Hint(prompt=b"p" * PROMPT_BYTES_MAX)

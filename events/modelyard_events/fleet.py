@@ -16,10 +16,9 @@ EvictionOrder = Literal["lru", "size"]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What operators change at run time; every figure is BEHAVIOURS' default.
+    """What operators change at run time; every figure is the default of its rule.
 
-    `max_loaded_models` is per node, loads under way included; a timeout of 0 is off; `reclaim_memory` ends idle
-    replicas on nodes that are nearly full (rule C8).
+    What each is for, and its bounds, are told in `policy/known_settings.py`; a timeout of 0 is off.
     """
 
     reconciler_frozen: bool = False
@@ -37,6 +36,33 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout_seconds: float = 0.0
     busy_timeout_seconds: float = 0.0
     reclaim_memory: bool = False
+    heartbeat_seconds: float = 10.0
+    liveness_pass_seconds: float = 15.0
+    ping_seconds: float = 2.0
+    accept_deadline_seconds: float = 120.0
+    load_deadline_seconds: float = 300.0
+    load_deadline_seconds_per_gib: float = 20.0
+    load_stall_seconds: float = 300.0
+    missed_heartbeats_max: int = 2
+    reconciler_pass_seconds: float = 30.0
+    reclaim_above_share: float = 0.95
+    file_size_factor: float = 1.2
+    disk_headroom_share: float = 0.05
+    disk_headroom_bytes: int = 2**30
+    held_up_seconds: float = 30.0
+    load_backoff_seconds: float = 10.0
+    load_backoff_max_seconds: float = 300.0
+    lease_seconds: float = 60.0
+    router_report_seconds: float = 0.25
+    router_silence_seconds: float = 5.0
+    retry_after_min_seconds: float = 5.0
+    retry_after_max_seconds: float = 120.0
+    affinity_block_bytes: int = 256
+    affinity_blocks_max: int = 64
+    affinity_match_share: float = 0.3
+    affinity_slack: int = 2
+    affinity_slack_factor: float = 1.5
+    affinity_slack_base: int = 1
 
 
 class FleetSettingsChanged(FleetEvent, frozen=True, kw_only=True, tag="fleet.settings_changed.v1"):

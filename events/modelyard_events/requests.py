@@ -24,6 +24,7 @@ PING = "ping"
 LOGS = "logs"
 RENEW = "renew"
 USED = "used"
+BEAT = "beat"
 
 LOGS_RENEW_SECONDS = 10.0
 """How often somebody who follows logs says that they still listen."""

@@ -88,8 +88,12 @@ class Estimate(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def size(self) -> int:
-        """The footprint it comes to."""
-        return self.weights + self.cache if self.rule == "gguf" else round(self.weights * FACTOR)
+        """The footprint it comes to where the fleet's settings say nothing else."""
+        return self.size_with(FACTOR)
+
+    def size_with(self, factor: float) -> int:
+        """The footprint it comes to; without a known cache, so many times the weights."""
+        return self.weights + self.cache if self.rule == "gguf" else round(self.weights * factor)
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

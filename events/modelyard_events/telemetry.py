@@ -10,9 +10,6 @@ import msgspec
 from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
 from modelyard_events.replica import Process
 
-HEARTBEAT_SECONDS = 10.0
-ROUTER_REPORT_SECONDS = 0.25
-
 ReplicaActivity = Literal["starting", "ready", "stopping"]
 
 

@@ -4,15 +4,11 @@ Invariant: it decides nothing by itself and is never hashed; a reading that is m
 Times are the observer's own, in nanoseconds; callers pass `now_ns`.
 """
 
-from typing import Final
-
 import msgspec
 
+from modelyard_events.fleet import Settings
 from modelyard_events.ids import NodeName, ReplicaId
 from modelyard_events.telemetry import Heartbeat, RouterReport
-
-ROUTER_GONE_NS: Final = 5_000_000_000
-"""A router silent for 5 s is gone and its leases with it (rule T2): twenty reports missed."""
 
 
 class HeardNode(msgspec.Struct, frozen=True):
@@ -69,9 +65,9 @@ class Demand(msgspec.Struct):
         """Take note that a router said something that can't be read: one of a newer version, say."""
         self.garbled_ns = now_ns
 
-    def understands_routers(self, *, now_ns: int) -> bool:
+    def understands_routers(self, settings: Settings, *, now_ns: int) -> bool:
         """Whether every living router's leases are known: one that can't be read may hold any (trap X20)."""
-        return self.garbled_ns is None or now_ns - self.garbled_ns >= ROUTER_GONE_NS
+        return self.garbled_ns is None or now_ns - self.garbled_ns >= gone_after_ns(settings)
 
     def use_token(self, name: str, used_ns: int) -> None:
         """Take note of a use of the token `name`; a name that isn't known any more is dropped by who lists them."""
@@ -81,23 +77,20 @@ class Demand(msgspec.Struct):
         """Drop what is known of an ended replica."""
         self.last_used_ns.pop(replica, None)
 
-    def live_routers(self, *, now_ns: int) -> list[RouterReport]:
+    def live_routers(self, settings: Settings, *, now_ns: int) -> list[RouterReport]:
         """The last report of each router that isn't gone."""
-        return [heard.report for heard in self.routers.values() if now_ns - heard.heard_ns < ROUTER_GONE_NS]
+        gone_ns = gone_after_ns(settings)
+        return [heard.report for heard in self.routers.values() if now_ns - heard.heard_ns < gone_ns]
 
-    def in_flight(self, replica: ReplicaId, *, now_ns: int, except_router: str | None = None) -> int:
-        """Leases on `replica` over all live routers, but for one that counts its own."""
-        return sum(
-            report.in_flight.get(replica, 0)
-            for report in self.live_routers(now_ns=now_ns)
-            if report.router != except_router
-        )
+    def in_flight(self, settings: Settings, replica: ReplicaId, *, now_ns: int) -> int:
+        """Leases on `replica` over all live routers."""
+        return sum(report.in_flight.get(replica, 0) for report in self.live_routers(settings, now_ns=now_ns))
 
-    def is_empty(self, replica: ReplicaId, *, drained_at: int, now_ns: int) -> bool:
+    def is_empty(self, settings: Settings, replica: ReplicaId, *, drained_at: int, now_ns: int) -> bool:
         """Whether every live router has folded `drained_at` and holds no lease on the replica (rule R8)."""
         return all(
             report.folded_sequence >= drained_at and not report.in_flight.get(replica)
-            for report in self.live_routers(now_ns=now_ns)
+            for report in self.live_routers(settings, now_ns=now_ns)
         )
 
     def heartbeat(self, node: NodeName) -> Heartbeat | None:
@@ -108,3 +101,8 @@ class Demand(msgspec.Struct):
     def _use(self, replica: ReplicaId, used_ns: int) -> None:
         if used_ns > self.last_used_ns.get(replica, 0):
             self.last_used_ns[replica] = used_ns
+
+
+def gone_after_ns(settings: Settings) -> int:
+    """How long a router is silent before it is gone and its leases with it (rule T2)."""
+    return round(settings.router_silence_seconds * 1e9)

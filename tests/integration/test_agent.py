@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import aiohttp
 import psutil
 import pytest
 
+from modelyard_events.fleet import FleetSettingsChanged, Settings
 from modelyard_events.ids import LabelKey, ReplicaId
 from modelyard_events.model import ModelReplicaEnded, ModelReplicaReady
 from modelyard_events.node import (
@@ -243,6 +245,22 @@ async def test_how_far_a_load_has_come_is_in_the_heartbeats(yard: Yard) -> None:
 
     await yard.until(lambda _fleet: any(share >= 0.25 for share in told()))
     assert max(told()) < 0.5, "of 1 GiB"
+
+
+async def test_a_worker_tells_that_it_lives_as_often_as_the_settings_say(yard: Yard) -> None:
+    """N8, S1: from the change on; by the rule the next time would come after ten seconds."""
+    await up(yard)
+    await yard.until(lambda _fleet: N1 in yard.runtime.demand.nodes)
+    heard: set[int] = set()
+
+    def often(_fleet: Fleet) -> bool:
+        heard.add(yard.runtime.demand.nodes[N1].heard_ns)
+        return len(heard) >= 12
+
+    started = time.monotonic()
+    await yard.decide(FleetSettingsChanged(settings=Settings(heartbeat_seconds=0.1), changed=("heartbeat_seconds",)))
+    await yard.until(often)
+    assert time.monotonic() - started < 9
 
 
 async def test_no_secret_is_in_the_log_or_said_by_the_worker(

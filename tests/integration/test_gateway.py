@@ -274,8 +274,9 @@ async def test_a_draining_replica_ends_its_streams_well_and_gets_nothing_new(yar
         assert {(await _ask(client))[1] for _ in range(6)} == {other}
 
         def is_empty() -> bool:
-            now_ns = yard.runtime.clock.monotonic_ns()
-            return yard.runtime.demand.is_empty(ReplicaId(drained), drained_at=drained_at, now_ns=now_ns)
+            runtime, now_ns = yard.runtime, yard.runtime.clock.monotonic_ns()
+            settings, replica = runtime.fleet.settings, ReplicaId(drained)
+            return runtime.demand.is_empty(settings, replica, drained_at=drained_at, now_ns=now_ns)
 
         assert not is_empty()
         text = await streaming

@@ -1,6 +1,7 @@
 """The registrar on a real NATS server, asked by workers that are let in by their registration token alone."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -12,10 +13,17 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from modelyard_events.envelope import Actor, AnyEvent
-from modelyard_events.fleet import FleetRegistrationTokenCreated, FleetRegistrationTokenRevoked, FleetTokenCreated
+from modelyard_events.fleet import (
+    FleetRegistrationTokenCreated,
+    FleetRegistrationTokenRevoked,
+    FleetSettingsChanged,
+    FleetTokenCreated,
+    Settings,
+)
 from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
 from modelyard_events.node import NodeFacts, NodeLost, NodeMaxReplicasOverridden
 from modelyard_events.requests import (
+    BEAT,
     FACTS_MAX,
     PING,
     Fact,
@@ -207,6 +215,38 @@ async def test_a_worker_that_answers_no_ping_yields_its_name(yard: Yard) -> None
     await rival.flush()
     assert isinstance(await registered(rival, SECOND_LIFE, secret=RIVALS_SECRET), Registered)
     assert yard.fleet.nodes[N1].incarnation == SECOND_LIFE
+
+
+async def test_how_long_a_ping_may_take_is_a_setting(yard: Yard) -> None:
+    """N3, S1: far below the rule's two seconds."""
+    await registered(await yard.worker())
+    rival = await yard.worker()
+    await yard.decide(FleetSettingsChanged(settings=Settings(ping_seconds=0.1), changed=("ping_seconds",)))
+    began = time.monotonic()
+    assert isinstance(await registered(rival, SECOND_LIFE, secret=RIVALS_SECRET), Registered)
+    assert time.monotonic() - began < 1.5
+
+
+async def test_workers_are_told_how_often_to_tell_that_they_live(yard: Yard) -> None:
+    """N8, S1: with their registration, and when the setting is changed."""
+    worker = await yard.worker()
+    told: list[bytes] = []
+
+    async def on_beat(message: Msg) -> None:
+        told.append(message.data)
+
+    await worker.subscribe(worker_subject(N1, BEAT), cb=on_beat)
+    await worker.flush()
+    first = await registered(worker)
+    assert isinstance(first, Registered)
+    assert first.heartbeat_seconds == 10
+    await yard.decide(FleetSettingsChanged(settings=Settings(heartbeat_seconds=3.0), changed=("heartbeat_seconds",)))
+    async with asyncio.timeout(10):
+        while not told or told[-1] != b"3.0":  # noqa: ASYNC110 - the server brings it
+            await asyncio.sleep(0.01)
+    again = await registered(worker)
+    assert isinstance(again, Registered)
+    assert again.heartbeat_seconds == 3
 
 
 async def test_a_restart_takes_over_at_once(yard: Yard) -> None:

@@ -5,9 +5,9 @@ from hashlib import blake2b
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelyard_events.fleet import Settings
 from modelyard_events.ids import ModelName, ReplicaId
 from modelyard_services.policy.affinity import (
-    MATCH_MIN,
     Prefixes,
     Ring,
     blocks_of,
@@ -23,6 +23,14 @@ M = ModelName("m")
 NUMBERS = st.sets(st.integers(min_value=0, max_value=11), max_size=8)
 LOADS = st.lists(st.integers(min_value=0, max_value=6), min_size=12, max_size=12)
 KEYS = st.binary(min_size=1, max_size=8)
+CHOSEN = st.builds(
+    Settings,
+    affinity_match_share=st.sampled_from((0.0, 0.3, 1.0)),
+    affinity_slack=st.integers(0, 4),
+    affinity_slack_factor=st.sampled_from((1.0, 1.5, 3.0)),
+    affinity_slack_base=st.integers(0, 3),
+)
+"""What operators may have chosen instead of the rule's figures."""
 
 
 def ranked(numbers: set[int], loads: list[int], shut: set[int]) -> tuple[Ranking, list[Candidate]]:
@@ -63,22 +71,24 @@ def test_a_ring_kept_up_to_date_is_the_ring_of_its_replicas(history: list[tuple[
     assert list(ring.walk(key)) == list(Ring(there).walk(key)) == order_of(key, there)
 
 
-@given(numbers=NUMBERS, loads=LOADS, shut=NUMBERS, avoided=NUMBERS, key=KEYS)
+@given(numbers=NUMBERS, loads=LOADS, shut=NUMBERS, avoided=NUMBERS, key=KEYS, chosen=CHOSEN)
 @settings(max_examples=200, deadline=None)
 def test_a_session_goes_to_the_first_in_its_order_that_is_not_too_busy(
-    numbers: set[int], loads: list[int], shut: set[int], avoided: set[int], key: bytes
+    numbers: set[int], loads: list[int], shut: set[int], avoided: set[int], key: bytes, chosen: Settings
 ) -> None:
     """T3."""
     ranking, candidates = ranked(numbers, loads, shut)
     avoid = {ReplicaId(f"r-{number}") for number in avoided}
-    pick = by_session(ranking, Ring(candidate.replica for candidate in candidates), key, avoid=avoid)
+    pick = by_session(ranking, Ring(candidate.replica for candidate in candidates), key, settings=chosen, avoid=avoid)
     least = choose(candidates, avoid=avoid)
     if least is None:
         assert pick is None
         return
     by_id = {candidate.replica: candidate for candidate in candidates}
     fit = [
-        replica for replica in order_of(key, set(by_id)) if replica not in avoid and tolerable(by_id[replica], least)
+        replica
+        for replica in order_of(key, set(by_id))
+        if replica not in avoid and tolerable(by_id[replica], least, chosen)
     ]
     assert pick is not None
     assert pick.candidate.replica == fit[0]
@@ -89,8 +99,11 @@ def test_a_session_goes_to_the_first_in_its_order_that_is_not_too_busy(
     loads=LOADS,
     shut=NUMBERS,
     avoided=NUMBERS,
-    seen=st.lists(st.tuples(st.integers(0, 11), st.text(alphabet="ab", min_size=1, max_size=6)), max_size=12),
-    prompt=st.text(alphabet="ab", max_size=6),
+    asked=st.tuples(
+        st.lists(st.tuples(st.integers(0, 11), st.text(alphabet="ab", min_size=1, max_size=6)), max_size=12),
+        st.text(alphabet="ab", max_size=6),
+        CHOSEN,
+    ),
 )
 @settings(max_examples=200, deadline=None)
 def test_a_prompt_goes_to_whoever_saw_most_of_it_and_is_not_too_busy(
@@ -98,16 +111,15 @@ def test_a_prompt_goes_to_whoever_saw_most_of_it_and_is_not_too_busy(
     loads: list[int],
     shut: set[int],
     avoided: set[int],
-    seen: list[tuple[int, str]],
-    prompt: str,
+    asked: tuple[list[tuple[int, str]], str, Settings],
 ) -> None:
     """T3: each letter is a block."""
-    ranking, candidates = ranked(numbers, loads, shut)
+    (seen, prompt, chosen), (ranking, candidates) = asked, ranked(numbers, loads, shut)
     avoid = {ReplicaId(f"r-{number}") for number in avoided}
     prefixes = Prefixes()
     for number, text in seen:
         prefixes.learn(_blocks(text), ReplicaId(f"r-{number}"))
-    pick = by_prefix(ranking, prefixes, _blocks(prompt), avoid=avoid)
+    pick = by_prefix(ranking, prefixes, _blocks(prompt), settings=chosen, avoid=avoid)
     least = choose(candidates, avoid=avoid)
     if least is None:
         assert pick is None
@@ -121,9 +133,9 @@ def test_a_prompt_goes_to_whoever_saw_most_of_it_and_is_not_too_busy(
         candidate
         for candidate in candidates
         if candidate.replica not in avoid
-        and tolerable(candidate, least)
+        and tolerable(candidate, least, chosen)
         and matched(candidate)
-        and matched(candidate) >= MATCH_MIN * len(prompt)
+        and matched(candidate) >= chosen.affinity_match_share * len(prompt)
     ]
     wanted = min(fit, key=lambda candidate: (-matched(candidate), rank(candidate)), default=least)
     assert pick is not None
@@ -132,7 +144,7 @@ def test_a_prompt_goes_to_whoever_saw_most_of_it_and_is_not_too_busy(
 
 
 def _blocks(text: str) -> tuple[bytes, ...]:
-    return blocks_of(M, "".join(letter * 256 for letter in text).encode())
+    return blocks_of(M, "".join(letter * 256 for letter in text).encode(), Settings())
 
 
 def _alike(one: str, other: str) -> int:

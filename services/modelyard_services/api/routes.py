@@ -15,7 +15,7 @@ from modelyard_services.api.service import ApiRequest, Service, service_of, trac
 from modelyard_services.errors import InvalidRequestError, NotFoundError, UnavailableError
 from modelyard_services.policy.affinity import hint_for
 from modelyard_services.policy.routing import Choice
-from modelyard_services.router.leases import LEASE_SECONDS, Lease
+from modelyard_services.router.leases import Lease
 from modelyard_services.router.loading import Caller
 from modelyard_services.router.router import Ask, Router
 from modelyard_services.settings import WAIT_SECONDS
@@ -66,8 +66,9 @@ class Routes(Controller):
             raise InvalidRequestError(problem, field="wait_seconds", value=data.wait_seconds)
         caller = Caller(actor=request.auth.actor, trace=trace_of(request))
         hint = hint_for(data.session, data.prompt_prefix)
-        ask = Ask(data.wait_seconds, lease_seconds=LEASE_SECONDS, caller=caller, hint=hint)
-        return _view(await _router(service_of(request)).route(data.model, ask))
+        service = service_of(request)
+        ask = Ask(data.wait_seconds, lease_seconds=service.fleet.settings.lease_seconds, caller=caller, hint=hint)
+        return _view(await _router(service).route(data.model, ask))
 
     @post("/{lease:str}", status_code=200, summary="Renew a lease")
     async def renew(self, request: ApiRequest, lease: FromPath[str]) -> LeaseView:

@@ -229,7 +229,7 @@ def replica_view(replica: ReplicaState, fleet: Fleet, demand: Demand, *, monoton
         gpus=list(replica.gpus),
         vram=sum(reservation.vram.values()) if reservation else 0,
         vram_rule=replica.footprint_rule,
-        in_flight=demand.in_flight(replica.id, now_ns=monotonic_ns),
+        in_flight=demand.in_flight(fleet.settings, replica.id, now_ns=monotonic_ns),
         last_used=instant(used_ns) if used_ns else None,
         revision=replica.revision,
         reason=phase.reason if isinstance(phase, Draining) else None,

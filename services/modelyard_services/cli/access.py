@@ -2,13 +2,12 @@
 
 from typing import Annotated, Literal
 
-import msgspec
 from cyclopts import App, Parameter
 
-from modelyard_events.fleet import Settings
 from modelyard_services.cli import formats
 from modelyard_services.cli.assignments import assigned
 from modelyard_services.cli.session import Session, WrongUsageError, segment
+from modelyard_services.policy.known_settings import rows as known_settings
 
 token_app = App(name="token", help="Tokens of clients, and of workers (--registration).")
 settings_app = App(name="settings", help="What holds for the whole fleet and changes while it runs.")
@@ -120,13 +119,14 @@ def settings(*changes: str, session: Here) -> None:
 
 @settings_app.command(name="show")
 def show_settings(*, session: Here) -> None:
-    """Show each setting with its default, and the nodes of an open mass loss."""
+    """Show each setting with its default, its bounds and what it is for, and the nodes of an open mass loss."""
     answer = session.get("/settings")
-    defaults = msgspec.to_builtins(Settings())
-    rows = [(name, value, defaults.get(name)) for name, value in answer["settings"].items()]
+    known = {name: (default, known.span or None, known.told) for name, default, known in known_settings()}
+    # An API of another version may have others.
+    rows = [(name, value, *known.get(name, (None, None, None))) for name, value in answer["settings"].items()]
     if answer["mass_loss"]:
-        rows.append(("(mass loss of)", ", ".join(answer["mass_loss"]), None))
-    session.show(answer, rows, "SETTING", "VALUE", "DEFAULT")
+        rows.append(("(mass loss of)", ", ".join(answer["mass_loss"]), None, None, None))
+    session.show(answer, rows, "SETTING", "VALUE", "DEFAULT", "BOUNDS", "WHAT FOR")
 
 
 @settings_app.command(name="set")

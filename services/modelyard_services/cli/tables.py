@@ -16,7 +16,9 @@ from rich.text import Text
 WIDTH_MAX: Final = 10_000
 """Of a line that goes to a file or a program: there a wrapped cell is a broken one."""
 
-PROSE: Final = frozenset({"TROUBLE", "WHY NOT", "UNSATISFIABLE", "NOTE", "LABELS", "NODES", "FOUND", "TO DO", ""})
+PROSE: Final = frozenset(
+    {"TROUBLE", "WHY NOT", "UNSATISFIABLE", "NOTE", "LABELS", "NODES", "FOUND", "TO DO", "WHAT FOR", ""}
+)
 """Columns that may wrap: texts of several words, whose lines read well below one another."""
 
 PROSE_WIDTH_MIN: Final = 24

@@ -19,22 +19,13 @@ from typing import Final, Literal
 
 import msgspec
 
+from modelyard_events.fleet import Settings
 from modelyard_events.ids import ModelName, ReplicaId
+from modelyard_projections.fleet import Fleet
 from modelyard_services.policy.routing import LEAST_BUSY, Candidate, Choice, Ranking, rank
 
-BLOCK_BYTES: Final = 256
-BLOCKS_MAX: Final = 64
-"""Of a prompt's beginning: 16 KiB, some four thousand tokens, beyond which prompts that began alike stay alike."""
-
-PROMPT_BYTES_MAX: Final = BLOCK_BYTES * BLOCKS_MAX
-
-MATCH_MIN: Final = 0.3
-"""Share of a prompt's blocks that a replica must have seen: less saves less work than an even load does."""
-
-SLACK: Final = 2
-SLACK_FACTOR: Final = 1.5
-SLACK_BASE: Final = 1
-"""A preferred replica has at most two more in flight than the least busy, and at most 1.5 times as many plus one."""
+PROMPT_BYTES_MAX: Final = 16 * 1024
+"""Of a prompt's beginning: some four thousand tokens, beyond which prompts that began alike stay alike."""
 
 RING_POINTS: Final = 64
 """Points of each replica on the ring: shares of sessions then differ by an eighth or so."""
@@ -79,18 +70,19 @@ class Pick(msgspec.Struct, frozen=True):
     blocks: tuple[bytes, ...] = ()
 
 
-def tolerable(candidate: Candidate, least: Candidate) -> bool:
+def tolerable(candidate: Candidate, least: Candidate, settings: Settings) -> bool:
     """Whether `candidate` isn't too much busier than the least busy one."""
-    bound = min(least.in_flight + SLACK, SLACK_FACTOR * least.in_flight + SLACK_BASE)
+    by_factor = settings.affinity_slack_factor * least.in_flight + settings.affinity_slack_base
+    bound = min(least.in_flight + settings.affinity_slack, by_factor)
     return candidate.open and candidate.in_flight <= bound
 
 
-def blocks_of(model: ModelName, prompt: bytes) -> tuple[bytes, ...]:
+def blocks_of(model: ModelName, prompt: bytes, settings: Settings) -> tuple[bytes, ...]:
     """A name for each beginning of `prompt`, block by block; what doesn't fill a block doesn't count."""
-    name, names = model.encode(), []
-    count = min(len(prompt) // BLOCK_BYTES, BLOCKS_MAX)
+    name, names, size = model.encode(), [], settings.affinity_block_bytes
+    count = min(len(prompt) // size, settings.affinity_blocks_max)
     for index in range(count):
-        block = prompt[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+        block = prompt[index * size : (index + 1) * size]
         name = blake2b(block, key=name[:64], digest_size=_POINT_BYTES).digest()
         names.append(name)
     return tuple(names)
@@ -159,7 +151,9 @@ class Prefixes:
         return self._holders.get(block, ())
 
 
-def by_session(ranking: Ranking, ring: Ring, session: bytes, *, avoid: Container[ReplicaId] = ()) -> Pick | None:
+def by_session(
+    ranking: Ranking, ring: Ring, session: bytes, *, settings: Settings, avoid: Container[ReplicaId] = ()
+) -> Pick | None:
     """The replica for a request of `session`, None when none is open."""
     least = ranking.best(avoid)
     if least is None:
@@ -167,7 +161,7 @@ def by_session(ranking: Ranking, ring: Ring, session: bytes, *, avoid: Container
     own: ReplicaId | None = None
     for replica in islice(ring.walk(session), RING_TRIES_MAX):
         candidate = ranking.get(replica)
-        if candidate is not None and replica not in avoid and tolerable(candidate, least):
+        if candidate is not None and replica not in avoid and tolerable(candidate, least, settings):
             why = "the session's own replica" if own is None else f"next for the session, {own} can't take it now"
             return Pick(candidate, Choice("session", f"{why}; {_load(candidate, least)}"))
         own = own or replica
@@ -176,17 +170,25 @@ def by_session(ranking: Ranking, ring: Ring, session: bytes, *, avoid: Container
 
 
 def by_prefix(
-    ranking: Ranking, prefixes: Prefixes, blocks: tuple[bytes, ...], *, avoid: Container[ReplicaId] = ()
+    ranking: Ranking,
+    prefixes: Prefixes,
+    blocks: tuple[bytes, ...],
+    *,
+    settings: Settings,
+    avoid: Container[ReplicaId] = (),
 ) -> Pick | None:
-    """The replica for a prompt that begins with `blocks`, None when none is open."""
+    """The replica for a prompt that begins with `blocks`, None when none is open.
+
+    One that saw too small a share of them would save less work than an even load does.
+    """
     least = ranking.best(avoid)
     if least is None:
         return None
     for count in range(len(blocks), 0, -1):
-        if count < MATCH_MIN * len(blocks):
+        if count < settings.affinity_match_share * len(blocks):
             break
         found = [ranking.get(replica) for replica in prefixes.holders(blocks[count - 1]) if replica not in avoid]
-        fit = [candidate for candidate in found if candidate is not None and tolerable(candidate, least)]
+        fit = [candidate for candidate in found if candidate is not None and tolerable(candidate, least, settings)]
         if fit:
             candidate = min(fit, key=rank)
             matched = f"saw {count} of the prompt's {len(blocks)} blocks before"
@@ -196,9 +198,10 @@ def by_prefix(
 
 
 class Affinities:
-    """The rings and prompts of one router, kept in step with its rankings."""
+    """The rings and prompts of one router, kept in step with its rankings; `fleet` says how far affinity goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
         self._rings: dict[ModelName, Ring] = {}
         self._prefixes = Prefixes()
 
@@ -206,13 +209,15 @@ class Affinities:
         self, model: ModelName, affinity: Affinity, ranking: Ranking, *, hint: Hint, avoid: Container[ReplicaId] = ()
     ) -> Pick | None:
         """The replica for a request that says `hint` of itself, None when none is open."""
+        settings = self._fleet.settings
         if affinity == "session" and hint.session is not None:
             ring = self._rings.get(model)
             if ring is None:
                 ring = self._rings[model] = Ring(candidate.replica for candidate in ranking)
-            return by_session(ranking, ring, hint.session, avoid=avoid)
+            return by_session(ranking, ring, hint.session, settings=settings, avoid=avoid)
         if affinity == "prefix" and hint.prompt is not None:
-            return by_prefix(ranking, self._prefixes, blocks_of(model, hint.prompt), avoid=avoid)
+            blocks = blocks_of(model, hint.prompt, settings)
+            return by_prefix(ranking, self._prefixes, blocks, settings=settings, avoid=avoid)
         least = ranking.best(avoid)
         return None if least is None else Pick(least)
 

@@ -17,14 +17,8 @@ from modelyard_projections.fleet import Alive, Draining, Fleet, Loading, NodeSta
 from modelyard_services.policy.actions import NANOSECONDS, Action, Miss, Progress, View, Watch
 from modelyard_services.policy.ending import begin_drain, end, request_stop
 
-STALL_SECONDS: Final = 300.0
-"""How long a load past its deadline may go on after its last progress: hashing 70 GB shows none for minutes."""
-
 STOP_SECONDS: Final = 10.0
 """Beyond a process's own stop grace, before its stop is asked for again, by force."""
-
-MISSES_MAX: Final = 2
-"""Heartbeats without a replica before it is believed gone: one may have crossed the event that made it (C6)."""
 
 
 def overdue(view: View) -> list[Action]:
@@ -34,17 +28,18 @@ def overdue(view: View) -> list[Action]:
 
 
 def missing(view: View) -> list[Action]:
-    """Replicas that a living worker doesn't report any more (X26)."""
+    """Replicas that a living worker doesn't report any more (X26): one report may have crossed what made them (C6)."""
+    misses_max = view.fleet.settings.missed_heartbeats_max
     return [
         Action(
             key=f"missing/{state.id}/{state.sequence}",
             about=("replica", state.id),
-            reason=f"not reported in {MISSES_MAX} heartbeats in a row",
+            reason=_not_reported(misses_max),
             decide=partial(_gone, replica=state.id, sequence=state.sequence),
             essential=True,
         )
         for state in _on_living_nodes(view.fleet)
-        if view.watch.misses.get(state.id, Miss(0, 0)).count >= MISSES_MAX
+        if view.watch.misses.get(state.id, Miss(0, 0)).count >= misses_max
     ]
 
 
@@ -104,8 +99,10 @@ def _phase_actions(view: View, state: ReplicaState) -> list[Action]:
 
 
 def _progress_until_ns(view: View, replica: ReplicaId) -> int:
+    """Hashing 70 GB shows no progress for minutes."""
     progress = view.watch.progress.get(replica)
-    return 0 if progress is None else progress.moved_ns + round(STALL_SECONDS * NANOSECONDS)
+    stall_ns = round(view.fleet.settings.load_stall_seconds * NANOSECONDS)
+    return 0 if progress is None else progress.moved_ns + stall_ns
 
 
 def overstayed_ns(fleet: Fleet, newcomer: ReplicaState) -> int | None:
@@ -162,7 +159,7 @@ def _drained(view: View, state: ReplicaState, phase: Draining) -> list[Action]:
     late = view.moment.log_ns >= phase.deadline_ns
     served = phase.address is None or (
         view.readings.knows_routers
-        and view.demand.is_empty(state.id, drained_at=state.sequence, now_ns=view.moment.heard_ns)
+        and view.demand.is_empty(view.fleet.settings, state.id, drained_at=state.sequence, now_ns=view.moment.heard_ns)
     )
     if phase.forced or (phase.stopping and not late) or not (late or served):
         return []
@@ -186,7 +183,12 @@ def _gone(fleet: Fleet, _command: CommandId, *, replica: ReplicaId, sequence: in
     state = fleet.replicas.get(replica)
     if state is None or state.sequence != sequence:
         return []
-    return end(fleet, [replica], reason="reported_missing", detail=f"not in {MISSES_MAX} heartbeats in a row")
+    detail = _not_reported(fleet.settings.missed_heartbeats_max)
+    return end(fleet, [replica], reason="reported_missing", detail=detail)
+
+
+def _not_reported(heartbeats: int) -> str:
+    return "not in the last heartbeat" if heartbeats == 1 else f"not in {heartbeats} heartbeats in a row"
 
 
 def _reservations_over(view: View) -> list[Action]:

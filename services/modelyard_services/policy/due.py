@@ -27,7 +27,7 @@ def is_draining(fleet: Fleet) -> bool:
 
 def _deadlines(fleet: Fleet) -> Iterator[int]:
     for node in fleet.nodes.values():
-        yield from _of_node(node)
+        yield from _of_node(fleet, node)
     for replica in fleet.replicas.values():
         yield from _of_replica(fleet, replica)
     yield from (model.breaker.until_ns for model in fleet.models.values() if model.breaker is not None)
@@ -36,10 +36,10 @@ def _deadlines(fleet: Fleet) -> Iterator[int]:
             yield reservation.until_ns
 
 
-def _of_node(node: NodeState) -> Iterator[int]:
+def _of_node(fleet: Fleet, node: NodeState) -> Iterator[int]:
     if isinstance(node.intent, NodeDraining) and not node.intent.finished:
         yield node.intent.deadline_ns
-    yield from (backoff_until_ns(failures) for failures in node.load_failures.values())
+    yield from (backoff_until_ns(fleet.settings, failures) for failures in node.load_failures.values())
 
 
 def _of_replica(fleet: Fleet, state: ReplicaState) -> Iterator[int]:

@@ -296,7 +296,7 @@ class Trial:
 
 def could_help(scene: Scene, node: NodeState) -> bool:
     """Whether an eviction on `node` might: nothing stands against it but what residents hold."""
-    return all(judge(scene, node) is None for judge in UNHELPFUL) and fits_when_empty(scene.wish, node)
+    return all(judge(scene, node) is None for judge in UNHELPFUL) and fits_when_empty(scene, node)
 
 
 Held = tuple[Blocked, Trial]

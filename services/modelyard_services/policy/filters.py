@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from modelyard_events.decision import Figure
+from modelyard_events.fleet import Settings
 from modelyard_events.ids import ModelName, NodeName
 from modelyard_events.selectors import Selector, format_selector, matches
 from modelyard_projections.fleet import Alive, Fleet, NodeState, ReplicaState, Schedulable
@@ -25,16 +26,11 @@ from modelyard_services.policy.readings import Readings
 REPLICAS_PER_NODE_MAX: Final = 900
 """Replicas of one node: all of them can end in one batch of at most 1,000 events (rule R2)."""
 
-DISK_HEADROOM_SHARE: Final = 0.05
-DISK_HEADROOM_MIN: Final = 2**30
-"""What must stay free beside a payload: a full disk takes the whole node with it (P1)."""
-
 GPUS_TOLD_MAX: Final = 8
 """Of one node in one sentence: as many as most machines have."""
 
-BACKOFF_BASE_NS: Final = 10_000_000_000
-BACKOFF_CAP_NS: Final = 300_000_000_000
-_BACKOFF_DOUBLINGS_MAX: Final = 5
+_BACKOFF_DOUBLINGS_MAX: Final = 60
+"""A second becomes longer than any rest may be."""
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -133,7 +129,7 @@ def disk_short(scene: Scene, node: NodeState) -> Rejection | None:
     free = scene.readings.of(node.name).disk_free
     if scene.wish.disk is None or free is None:
         return None
-    short = disk_needed(scene.wish.disk) - free
+    short = disk_needed(scene.fleet.settings, scene.wish.disk) - free
     return Rejection("disk", short, "bytes") if short > 0 else None
 
 
@@ -171,7 +167,7 @@ def vram_short(scene: Scene, node: NodeState) -> Rejection | None:
 
 def backing_off(scene: Scene, node: NodeState) -> Rejection | None:
     failures = node.load_failures.get(scene.wish.model)
-    left_ns = backoff_until_ns(failures) - scene.wish.now_ns if failures else 0
+    left_ns = backoff_until_ns(scene.fleet.settings, failures) - scene.wish.now_ns if failures else 0
     return Rejection("backoff", round(left_ns / 1e9, 1), "seconds") if left_ns > 0 else None
 
 
@@ -236,10 +232,10 @@ def vram_needed(wish: Wish, node: NodeState) -> int:
     return int(bool(node.devices) or wish.gpus > 1) if wish.per_gpu is None else wish.per_gpu
 
 
-def fits_when_empty(wish: Wish, node: NodeState) -> bool:
+def fits_when_empty(scene: Scene, node: NodeState) -> bool:
     """Whether `node` could hold it with nothing else there: below its budget, and within its caps."""
-    disk_total = node.facts.disk_total
-    if wish.disk is not None and disk_total is not None and disk_needed(wish.disk) > disk_total:
+    disk_total, wish = node.facts.disk_total, scene.wish
+    if wish.disk is not None and disk_total is not None and disk_needed(scene.fleet.settings, wish.disk) > disk_total:
         return False
     return fits_in_budget(wish, node)
 
@@ -249,12 +245,13 @@ def fits_in_budget(wish: Wish, node: NodeState) -> bool:
     return vram_rejection(wish, node, empty_room(node).fit(wish.gpus)) is None
 
 
-def disk_needed(payload: int) -> int:
-    """The payload and its headroom."""
-    return payload + max(round(payload * DISK_HEADROOM_SHARE), DISK_HEADROOM_MIN)
+def disk_needed(settings: Settings, payload: int) -> int:
+    """The payload and its headroom: a full disk takes the whole node with it (P1)."""
+    return payload + max(round(payload * settings.disk_headroom_share), settings.disk_headroom_bytes)
 
 
-def backoff_until_ns(failures: LoadFailures) -> int:
-    """When a node may try a model again that failed to load there: 10 s, doubling to 5 min (rule T6)."""
+def backoff_until_ns(settings: Settings, failures: LoadFailures) -> int:
+    """When a node may try a model again that failed to load there: twice as long after each failure (rule T6)."""
     doublings = min(failures.count - 1, _BACKOFF_DOUBLINGS_MAX)
-    return failures.last_ns + min(BACKOFF_BASE_NS << doublings, BACKOFF_CAP_NS)
+    seconds = min(settings.load_backoff_seconds * 2.0**doublings, settings.load_backoff_max_seconds)
+    return failures.last_ns + round(seconds * 1e9)

@@ -226,9 +226,9 @@ class _Search:
         return over | (models.get(limit, 0) & ~present)
 
     def _reject_disk(self) -> None:
-        if self._wish.disk is None:
+        needed = self._disk_needed
+        if needed is None:
             return
-        needed = disk_needed(self._wish.disk)
         ranked = self._rows.by("disk_free")
         short = ranked.at_least(1 - needed) & self._left
         least, most = next(ranked.first(short), None), ranked.last(short)
@@ -271,6 +271,12 @@ class _Search:
             self._reject("backoff", waiting, min(seconds), max(seconds), "seconds")
 
     @property
+    def _disk_needed(self) -> int | None:
+        """With the headroom, which operators may change."""
+        payload = self._wish.disk
+        return None if payload is None else disk_needed(self._rows.fleet.settings, payload)
+
+    @property
     def _needed(self) -> int:
         return 1 if self._wish.per_gpu is None else self._wish.per_gpu
 
@@ -283,7 +289,7 @@ class _Search:
     def _fits_empty(self) -> int:
         """The nodes that could hold it with nothing else there."""
         wish, sizes = self._wish, self._rows.settled.empty
-        asked = (wish.gpus, wish.per_gpu, wish.disk)
+        asked = (wish.gpus, wish.per_gpu, self._disk_needed)
         known = sizes.get(asked)
         if known is None:
             if len(sizes) >= SIZES_MAX:
@@ -293,8 +299,9 @@ class _Search:
 
     def _find_fits_empty(self) -> int:
         short = self._rows.by(("empty", self._wish.gpus)).at_least(1 - self._needed) & self._may_lack
-        if self._wish.disk is not None:
-            short |= self._rows.by("disk_total").at_least(1 - disk_needed(self._wish.disk))
+        needed = self._disk_needed
+        if needed is not None:
+            short |= self._rows.by("disk_total").at_least(1 - needed)
         return self._rows.all & ~short
 
     def _best(self) -> Iterator[Candidate]:

@@ -18,9 +18,6 @@ from modelyard_projections.fleet import Alive, Fleet, Lost, NodeState
 from modelyard_services.policy.actions import NANOSECONDS, Action, View
 from modelyard_services.policy.ending import end
 
-LIVENESS_SECONDS: Final = 15.0
-"""How often silence is judged: four times within the timeout of 60 s."""
-
 MASS_LOSS_NODES_MIN: Final = 2
 """One node is no mass, though it is a third of a fleet of three."""
 

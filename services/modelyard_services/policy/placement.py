@@ -4,12 +4,11 @@ Invariant: what is placed fits by the fleet it was decided on, and the append gu
 relied on: the node (slots, memory, groups) and the model (its count), so of two deciders one loses (X21).
 """
 
-from typing import Final
-
 import msgspec
 
 from modelyard_events.decision import Asked, Decision, Figure
 from modelyard_events.envelope import AnyEvent
+from modelyard_events.fleet import Settings
 from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId, Revision
 from modelyard_events.model import ModelDeclaredSatisfiable, ModelPlacementRefused, ModelReplicaAdded, RefusalKind
 from modelyard_events.node import HOST_MEMORY
@@ -31,9 +30,6 @@ from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.searcher import PLAIN, Searcher
 from modelyard_services.policy.survey import Survey
 from modelyard_services.policy.victims import PASSING
-
-HELD_UP_SECONDS: Final = 30.0
-"""How long a load that others are in the way of is asked for again, once a second (rule P4)."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,12 +127,13 @@ class _Wanted(msgspec.Struct, frozen=True):
     spec: ModelSpec
     size: Footprint
     wish: Wish
+    settings: Settings
 
 
 def _wanted(fleet: Fleet, request: Request) -> _Wanted:
     model, spec = _defined(fleet, request)
     size = _footprint_of(fleet, model, spec)
-    return _Wanted(request, model, spec, size, _wish(request, model, spec, size.size))
+    return _Wanted(request, model, spec, size, _wish(request, model, spec, size.size), fleet.settings)
 
 
 def _wish(request: Request, model: ModelState, spec: ModelSpec, size: int | None) -> Wish:
@@ -164,13 +161,13 @@ def _footprint_of(fleet: Fleet, model: ModelState, spec: ModelSpec) -> Footprint
     """The footprint, by what is known of the spec and of its living replicas."""
     if spec.vram is not None:
         # The usual case, and a model may have a thousand replicas to ask.
-        return footprint(spec)
+        return footprint(spec, fleet.settings)
     measured = (
         sum(fleet.reservations[replica.reservation].vram.values())
         for replica in fleet.replicas_of(model.name)
         if replica.footprint_rule == "measured" and replica.revision == model.revision
     )
-    return footprint(spec, measured=measured)
+    return footprint(spec, fleet.settings, measured=measured)
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -192,7 +189,7 @@ def claim(fleet: Fleet, request: Request, where: Place, *, decision: Decision) -
 
 
 def _claim(wanted: _Wanted, where: Place, *, decision: Decision) -> Outcome:
-    request, model, spec, size = wanted.request, wanted.model, wanted.spec, wanted.size
+    request, model, spec, size, settings = wanted.request, wanted.model, wanted.spec, wanted.size, wanted.settings
     replica, reservation = replica_id(request.command, 0), reservation_id(request.command, 0)
     node = where.node
     slot = lowest_free_index(node, model.name) if where.index is None else where.index
@@ -213,7 +210,8 @@ def _claim(wanted: _Wanted, where: Place, *, decision: Decision) -> Outcome:
         exclusive=size.size is None,
         waits_for=where.waits_for,
         replaces=request.replaces,
-        load_seconds=load_seconds(spec, size.size),
+        accept_seconds=settings.accept_deadline_seconds,
+        load_seconds=load_seconds(spec, settings, size.size),
         decision=decision,
     )
     granted = ReservationGranted(

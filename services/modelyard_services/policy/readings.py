@@ -11,7 +11,7 @@ import msgspec
 
 from modelyard_events.ids import NodeName, ReplicaId
 from modelyard_events.telemetry import Heartbeat
-from modelyard_projections.demand import ROUTER_GONE_NS, Demand
+from modelyard_projections.demand import Demand, gone_after_ns
 from modelyard_projections.fleet import Fleet
 
 LEFT_OUT: Final = "…"
@@ -20,8 +20,8 @@ LEFT_OUT: Final = "…"
 COLUMN_BYTES_MAX: Final = 6 * 1024
 """The telemetry in one decision: leaves 10 of its 16 KiB for what people read."""
 
-HEARTBEAT_FRESH_NS: Final = 30_000_000_000
-"""Three heartbeats: older figures are unknown, though the node counts as alive for another while."""
+FRESH_HEARTBEATS: Final = 3
+"""Figures that are older are unknown, though the node counts as alive for another while."""
 
 
 class NodeReading(msgspec.Struct, frozen=True, array_like=True):
@@ -92,18 +92,19 @@ def expand(column: str) -> Readings | None:
 
 def read(fleet: Fleet, demand: Demand, *, heard_ns: int, connected_ns: int | None = None) -> Readings:
     """The readings at `heard_ns` on the clock that `demand` was told with; connected since then, or not at all."""
-    nodes = {}
+    settings, nodes = fleet.settings, {}
+    fresh_ns = FRESH_HEARTBEATS * settings.heartbeat_seconds * 1e9
     for name, heard in demand.nodes.items():
         node = fleet.nodes.get(name)
-        fresh = heard_ns - heard.heard_ns <= HEARTBEAT_FRESH_NS
+        fresh = heard_ns - heard.heard_ns <= fresh_ns
         if fresh and node is not None and heard.heartbeat.incarnation == node.incarnation:
             nodes[name] = _reading(heard.heartbeat)
     in_flight: dict[ReplicaId, int] = {}
-    for report in demand.live_routers(now_ns=heard_ns):
+    for report in demand.live_routers(settings, now_ns=heard_ns):
         for replica, leases in report.in_flight.items():
             in_flight[replica] = in_flight.get(replica, 0) + leases
-    could_hear = connected_ns is not None and heard_ns - connected_ns >= ROUTER_GONE_NS
-    knows_routers = could_hear and demand.understands_routers(now_ns=heard_ns)
+    could_hear = connected_ns is not None and heard_ns - connected_ns >= gone_after_ns(settings)
+    knows_routers = could_hear and demand.understands_routers(settings, now_ns=heard_ns)
     return Readings(nodes, in_flight, dict(demand.last_used_ns), knows_routers)
 
 

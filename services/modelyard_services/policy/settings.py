@@ -12,29 +12,10 @@ from modelyard_events.envelope import AnyEvent
 from modelyard_events.errors import InvalidValueError
 from modelyard_events.fleet import FleetSettingsChanged, Settings
 from modelyard_projections.fleet import Fleet
+from modelyard_services.policy.known_settings import KNOWN, require_sense
 from modelyard_services.policy.misfit import misfit
 
 Freezable = Literal["reconciler", "evictions"]
-
-WEEK_SECONDS: Final = 7 * 86_400.0
-
-_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
-    "drain_deadline_seconds": (0, WEEK_SECONDS),
-    # Below two heartbeats a single lost message would end a healthy node's liveness.
-    "lost_after_seconds": (20, WEEK_SECONDS),
-    "lost_grace_seconds": (0, WEEK_SECONDS),
-    "mass_loss_share": (0, 1),
-    # Below a second, a replica between two requests counts as idle.
-    "idle_scale_down_seconds": (1, WEEK_SECONDS),
-    "breaker_failed_passes": (1, 1_000),
-    "breaker_cool_down_seconds": (1, WEEK_SECONDS),
-    "min_residency_seconds": (0, WEEK_SECONDS),
-    # A node has at most 900 replicas (rule R2); 0 is no limit.
-    "max_loaded_models": (0, 900),
-    "idle_timeout_seconds": (0, WEEK_SECONDS),
-    "busy_timeout_seconds": (0, WEEK_SECONDS),
-}
-"""Smallest and largest value of every figure."""
 
 _TYPES: Final = get_type_hints(Settings)
 
@@ -44,13 +25,13 @@ def patch_settings(fleet: Fleet, *, patch: Mapping[str, object]) -> list[AnyEven
     refuse_unknown(patch, Settings.__struct_fields__, what="setting")
     defaults = _as_fields(Settings())
     given = {field: defaults[field] if value is None else value for field, value in patch.items()}
-    return _become(fleet, _checked({**_as_fields(fleet.settings), **given}))
+    return _become(fleet, _checked({**_as_fields(fleet.settings), **given}, given=patch))
 
 
 def replace_settings(fleet: Fleet, *, settings: Mapping[str, object]) -> list[AnyEvent]:
     """The settings are these, and the default where a field isn't named."""
     refuse_unknown(settings, Settings.__struct_fields__, what="setting")
-    return _become(fleet, _checked({**_as_fields(Settings()), **settings}))
+    return _become(fleet, _checked({**_as_fields(Settings()), **settings}, given=settings))
 
 
 def freeze(fleet: Fleet, *, parts: Collection[Freezable]) -> list[AnyEvent]:
@@ -81,9 +62,10 @@ def checked_setting(field: str, value: object) -> object:
         InvalidValueError: it is of another kind, or out of range.
     """
     typed = _typed(field, value)
-    low, high = _BOUNDS.get(field, (None, None))
+    known = KNOWN[field]
+    low, high = known.least, known.most
     if low is not None and high is not None and not low <= typed <= high:  # type: ignore[operator]
-        raise InvalidValueError(field, value, f"is out of range; give {low:g} … {high:g}")
+        raise InvalidValueError(field, value, f"is out of range; give {known.span}")
     return typed
 
 
@@ -97,8 +79,10 @@ def _as_fields(settings: Settings) -> dict[str, object]:
     return msgspec.structs.asdict(settings)
 
 
-def _checked(fields: Mapping[str, object]) -> Settings:
-    return msgspec.convert({field: checked_setting(field, value) for field, value in fields.items()}, Settings)
+def _checked(fields: Mapping[str, object], *, given: Collection[str]) -> Settings:
+    settings = msgspec.convert({field: checked_setting(field, value) for field, value in fields.items()}, Settings)
+    require_sense(settings, given)
+    return settings
 
 
 def _typed(field: str, value: object) -> object:

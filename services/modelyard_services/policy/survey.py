@@ -43,7 +43,7 @@ def survey(fleet: Fleet, readings: Readings, wish: Wish) -> Survey:
     """Judge every node, one by one: the plain form, which says what any faster one must answer."""
     scene = Scene(fleet, readings, wish)
     nodes = considered(fleet, wish)
-    tally = _Tally(wish)
+    tally = _Tally(scene)
     candidates: list[Candidate] = []
     for node in nodes:
         rejected = rejection(scene, node)
@@ -86,15 +86,15 @@ class _Count:
 class _Tally:
     """Rejections by filter, and whether emptying a node would help."""
 
-    def __init__(self, wish: Wish) -> None:
+    def __init__(self, scene: Scene) -> None:
         self.freeable = False
         self.nearest: tuple[NodeName, int] | None = None
-        self._wish = wish
+        self._scene = scene
         self._counts: dict[str, _Count] = {}
 
     def add(self, node: NodeState, rejected: Rejection) -> None:
         self._counts.setdefault(rejected.filter, _Count(rejected)).add(node, rejected)
-        if rejected.filter not in LOAD_FILTERS or not fits_when_empty(self._wish, node):
+        if rejected.filter not in LOAD_FILTERS or not fits_when_empty(self._scene, node):
             return
         self.freeable = True
         if rejected.filter == "vram" and isinstance(rejected.figure, int):

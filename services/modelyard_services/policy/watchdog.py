@@ -20,9 +20,6 @@ from modelyard_services.policy.limits import busy_timeout, reclaims_memory
 from modelyard_services.policy.memory import room
 from modelyard_services.policy.victims import Resident, residents
 
-RECLAIM_SHARE: Final = 0.95
-"""Above this share of a node's budget the reclaimer makes room, before a load or a growing cache runs out of it."""
-
 NOBODY: Final = ModelName("")
 """The reclaimer makes room for no model, so none is spared for being the one that asks."""
 
@@ -49,7 +46,7 @@ def _is_too_long(fleet: Fleet, state: ReplicaState, seconds: float) -> bool:
 def _oldest_ns(view: View) -> dict[ReplicaId, int]:
     """When the oldest request of each replica began, over all routers that are there."""
     found: dict[ReplicaId, int] = {}
-    for report in view.demand.live_routers(now_ns=view.moment.heard_ns):
+    for report in view.demand.live_routers(view.fleet.settings, now_ns=view.moment.heard_ns):
         for replica, began_ns in report.oldest_ns.items():
             found[replica] = min(began_ns, found.get(replica, began_ns))
     return found
@@ -88,7 +85,8 @@ def _reclaim(view: View) -> list[Action]:
 def _victim(view: View, node: NodeState) -> Resident | None:
     """The least recently used of those that may go, on a node that is nearly full and where nobody goes yet."""
     states = view.fleet.replicas_on(node.name)
-    if _used_share(view, node) <= RECLAIM_SHARE or any(isinstance(state.phase, Draining) for state in states):
+    share = view.fleet.settings.reclaim_above_share
+    if _used_share(view, node) <= share or any(isinstance(state.phase, Draining) for state in states):
         return None
     scene = Scene(view.fleet, view.readings, Wish(NOBODY, view.moment.log_ns))
     return next((each for each in residents(scene, states) if each.goes), None)

@@ -22,13 +22,10 @@ from modelyard_services.errors import ModelyardError, UnavailableError
 from modelyard_services.policy.actions import Action, Moment, View, Watch
 from modelyard_services.policy.due import is_draining, next_due_ns
 from modelyard_services.policy.index import PlacementIndex
-from modelyard_services.policy.liveness import LIVENESS_SECONDS, judge
+from modelyard_services.policy.liveness import judge
 from modelyard_services.policy.look import look
 from modelyard_services.policy.reconcile import reconcile
 from modelyard_services.reconciler.causes import Cause, Causes
-
-PASS_SECONDS: Final = 30.0
-"""A pass at least this often, whatever was missed (C1)."""
 
 DRAIN_SECONDS: Final = 0.25
 """While a replica drains: routers report their leases this often, and no event says that the last one ended."""
@@ -111,7 +108,8 @@ class Reconciler:
         return view
 
     def _liveness_is_due(self, moment: Moment) -> bool:
-        due = self._judged_ns is None or moment.heard_ns - self._judged_ns >= LIVENESS_SECONDS * 1e9
+        apart_ns = self._runtime.fleet.settings.liveness_pass_seconds * 1e9
+        due = self._judged_ns is None or moment.heard_ns - self._judged_ns >= apart_ns
         if due:
             self._judged_ns = moment.heard_ns
         return due
@@ -184,7 +182,7 @@ class Reconciler:
         if is_draining(fleet):
             return DRAIN_SECONDS
         due_ns = next_due_ns(fleet, now_ns=now_ns)
-        longest = min(PASS_SECONDS, LIVENESS_SECONDS)
+        longest = min(fleet.settings.reconciler_pass_seconds, fleet.settings.liveness_pass_seconds)
         return longest if due_ns is None else min(longest, max(DEBOUNCE_SECONDS, (due_ns - now_ns) / 1e9))
 
     async def _wait(self, seconds: float) -> None:

@@ -32,7 +32,6 @@ from modelyard_events.requests import (
     Reported,
 )
 from modelyard_events.subjects import unescape_name, worker_subject
-from modelyard_events.telemetry import HEARTBEAT_SECONDS
 from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.journal import as_one_story
 from modelyard_services.effects.runtime import Runtime
@@ -45,9 +44,6 @@ from modelyard_services.registrar.current import current
 
 BODY_BYTES_MAX: Final = 1024 * 1024
 """A request's body: what NATS carries in one message, and a thousand facts with their last words."""
-
-PING_SECONDS: Final = 2.0
-"""How long the incarnation that has a name may take to say that it lives (N3)."""
 
 DIGEST_BYTES: Final = 8
 
@@ -136,12 +132,12 @@ class Registrar:
         if committed.events:
             _log.info("registered", node=node.name, incarnation=request.incarnation, sequence=committed.sequence)
         # Its own node's last event, for it hears no others: the log's last one might never come to it.
-        return Registered(node.admission, self._fleet.node_sequence(node.name), HEARTBEAT_SECONDS)
+        return Registered(node.admission, self._fleet.node_sequence(node.name), self._fleet.settings.heartbeat_seconds)
 
     async def _lives(self, node: NodeName, incarnation: IncarnationId) -> bool:
         """Only the incarnation that is asked for answers; its rival listens on the same subject."""
-        asked = incarnation.encode()
-        answer = await self._runtime.bus.ask(worker_subject(node, PING), asked, timeout_seconds=PING_SECONDS)
+        asked, patience = incarnation.encode(), self._fleet.settings.ping_seconds
+        answer = await self._runtime.bus.ask(worker_subject(node, PING), asked, timeout_seconds=patience)
         return answer == asked
 
     async def _report(self, told: Report) -> Reported:

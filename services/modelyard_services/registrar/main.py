@@ -28,6 +28,7 @@ from modelyard_services.effects.nats_access.keys import Issuer
 from modelyard_services.effects.nats_access.node_log import offer_node_log
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.registrar.access import Access
+from modelyard_services.registrar.beats import keep_telling
 from modelyard_services.registrar.handlers import Command, OfferLog, Registrar
 from modelyard_services.registrar.settings import RegistrarSettings
 from modelyard_services.settings import CalloutSettings
@@ -63,7 +64,12 @@ async def serving(settings: RegistrarSettings) -> AsyncIterator[Runtime]:
         app = FastStream(broker, logger=None)
         await app.start()
         stack.push_async_callback(_stop, app)
-        yield runtime
+        beats = asyncio.create_task(keep_telling(runtime), name="registrar-beats")
+        try:
+            yield runtime
+        finally:
+            beats.cancel()
+            await asyncio.gather(beats, return_exceptions=True)
 
 
 async def _stop(app: FastStream) -> None:

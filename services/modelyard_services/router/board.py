@@ -35,7 +35,7 @@ class Board:
         self._shut: dict[ReplicaId, Process] = {}
         self.changes = 0
         """Leases granted and ended so far: whoever tells of them knows by it whether there is news."""
-        self._affinities = Affinities()
+        self._affinities = Affinities(fleet)
         for replica in fleet.replicas:
             self._refresh(replica)
 

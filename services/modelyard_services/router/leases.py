@@ -5,15 +5,11 @@ id names the incarnation that granted it, and no other router can end it.
 """
 
 from collections.abc import Iterator
-from typing import Final
 
 import msgspec
 
 from modelyard_events.ids import LeaseId, ModelName, NodeName, ReplicaId, Revision
 from modelyard_services.policy.routing import LEAST_BUSY, Candidate, Choice
-
-LEASE_SECONDS: Final = 60.0
-"""How long a lease in foreign hands lives unless renewed (rule T2)."""
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):

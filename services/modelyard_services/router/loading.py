@@ -29,9 +29,6 @@ from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.routing import expected
 from modelyard_services.router.estimates import LoadTimes
 
-RETRY_SECONDS: Final = (5.0, 120.0)
-"""The least and the most a `Retry-After` asks for while a model loads (rule T5)."""
-
 RETRY_UNKNOWN_SECONDS: Final = 15.0
 """Without any progress told: most small models are there by then, and a large one costs four questions a minute."""
 
@@ -135,18 +132,18 @@ def pending(fleet: Fleet, model: ModelName) -> list[ReplicaState]:
 
 def still_loading(runtime: Runtime, model: ModelName, times: LoadTimes, *, position: int) -> ModelLoadingError:
     """What a caller is told whose patience ends before the load does."""
-    coming = pending(runtime.fleet, model)
+    settings, coming = runtime.fleet.settings, pending(runtime.fleet, model)
     if not coming:
         return ModelLoadingError(
             f"{model!r} has no replica yet; ask again",
-            retry_after_seconds=RETRY_SECONDS[0],
+            retry_after_seconds=settings.retry_after_min_seconds,
             extra={"state": "waiting", "queue_position": position},
         )
     state = coming[0]
     progress = _progress(runtime, state)
     eta = times.left_seconds(state, progress=progress, now_ns=runtime.clock.now_ns())
     phase = _phase(state)
-    least, most = RETRY_SECONDS
+    least, most = settings.retry_after_min_seconds, settings.retry_after_max_seconds
     return ModelLoadingError(
         f"{model!r} is {phase} on {state.node}; ask again",
         retry_after_seconds=min(most, max(least, RETRY_UNKNOWN_SECONDS if eta is None else eta)),

@@ -10,25 +10,25 @@ from typing import Final
 
 import msgspec
 
+from modelyard_events.fleet import Settings
 from modelyard_events.ids import NodeName, ReplicaId
 from modelyard_events.requests import USED
 from modelyard_events.subjects import router_telemetry_subject, worker_subject
-from modelyard_events.telemetry import ROUTER_REPORT_SECONDS, RouterReport
+from modelyard_events.telemetry import RouterReport
+from modelyard_projections.demand import gone_after_ns
 from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.errors import UnavailableError
 from modelyard_services.policy.readings import Readings, read
 
-UNHEARD_NS: Final = 2_000_000_000
-"""Unheard for so long, a router takes no new requests; after 5 s the others forget its leases."""
+UNHEARD_SHARE: Final = 0.4
+"""Unheard for this share of the silence after which the others forget its leases, a router takes no new requests."""
 
-USE_TOLD_NS: Final = 30_000_000_000
-"""How long reports repeat a last use: three heartbeats, which carry it from then on."""
+USE_TOLD_HEARTBEATS: Final = 3
+"""How long reports repeat a last use; heartbeats carry it from then on."""
 
 TELL_SECONDS: Final = 0.05
 """How soon others hear of a lease: they know within a quarter of a second, with time to spare for a busy machine."""
-
-_SILENCE_NS: Final = round((ROUTER_REPORT_SECONDS - 2 * TELL_SECONDS) * 1e9)
 
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -46,8 +46,8 @@ class Reporter:
 
     def is_heard(self) -> bool:
         """Whether the router's own voice came back lately."""
-        heard_ns = self._heard_ns
-        return heard_ns is not None and self._runtime.clock.monotonic_ns() - heard_ns < UNHEARD_NS
+        heard_ns, unheard_ns = self._heard_ns, UNHEARD_SHARE * gone_after_ns(self._runtime.fleet.settings)
+        return heard_ns is not None and self._runtime.clock.monotonic_ns() - heard_ns < unheard_ns
 
     async def publish(self, report: RouterReport) -> None:
         """Tell everyone.
@@ -62,7 +62,9 @@ class Reporter:
         runtime, told, told_ns = self._runtime, (-1, -1), 0
         while True:
             news, now_ns = (changes(), runtime.fleet.sequence), runtime.clock.monotonic_ns()
-            if news != told or now_ns - told_ns > _SILENCE_NS:
+            # On a busy machine the next look may be late.
+            apart_ns = (runtime.fleet.settings.router_report_seconds - 2 * TELL_SECONDS) * 1e9
+            if news != told or now_ns - told_ns > apart_ns:
                 told, told_ns = news, now_ns
                 with contextlib.suppress(UnavailableError):  # whoever isn't heard refuses requests, and says so
                     await self.publish(report())
@@ -94,6 +96,11 @@ def readings_with(own: RouterReport, *, runtime: Runtime, fleet: Fleet) -> Readi
     demand = heard.copy()
     demand.hear_router(own, now_ns=now_ns)
     return read(fleet, demand, heard_ns=now_ns, connected_ns=runtime.connected_since_ns)
+
+
+def use_told_ns(settings: Settings) -> int:
+    """How old a last use may be that reports still tell."""
+    return round(USE_TOLD_HEARTBEATS * settings.heartbeat_seconds * 1e9)
 
 
 def tokens_used(runtime: Runtime, since_ns: int) -> dict[str, int]:

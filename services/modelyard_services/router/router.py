@@ -28,17 +28,16 @@ from modelyard_services.effects.runtime import Runtime
 from modelyard_services.effects.tracing import span
 from modelyard_services.errors import ModelyardError, OverloadedError, ReplicaFailedError, UnavailableError
 from modelyard_services.policy.affinity import Affinity, Hint, Pick
-from modelyard_services.policy.placement import HELD_UP_SECONDS
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.routing import Candidate
 from modelyard_services.router import metrics
 from modelyard_services.router.board import Board
 from modelyard_services.router.checks import Checks
 from modelyard_services.router.estimates import LoadTimes
-from modelyard_services.router.leases import LEASE_SECONDS, Lease, LeaseBook
+from modelyard_services.router.leases import Lease, LeaseBook
 from modelyard_services.router.loading import Caller, HeldUpError, Loader, pending, require_known, still_loading
 from modelyard_services.router.probes import Prober
-from modelyard_services.router.reports import USE_TOLD_NS, Reporter, readings_with, tokens_used
+from modelyard_services.router.reports import Reporter, readings_with, tokens_used, use_told_ns
 from modelyard_services.router.waiting import RETRY_SECONDS, Place, Queues
 from modelyard_services.settings import RouterSettings
 
@@ -191,7 +190,8 @@ class Router:
 
     def renew(self, lease: str) -> Lease | None:
         """The lease with a new end, None if it isn't held any more."""
-        return self._book.renew(LeaseId(lease), now_ns=self.runtime.clock.now_ns(), seconds=LEASE_SECONDS)
+        seconds = self.runtime.fleet.settings.lease_seconds
+        return self._book.renew(LeaseId(lease), now_ns=self.runtime.clock.now_ns(), seconds=seconds)
 
     def failed(self, lease: Lease, detail: str) -> None:
         """The lease's replica couldn't be reached: it alone is out, until it answers a probe (rules T4, T9)."""
@@ -279,7 +279,7 @@ class Router:
         try:
             coming = await self._load(wait.model, wait.ask)
         except HeldUpError as held_up:
-            if self._waited_seconds(wait) >= HELD_UP_SECONDS:
+            if self._waited_seconds(wait) >= self.runtime.fleet.settings.held_up_seconds:
                 raise
             wait.held_up = held_up
         else:
@@ -344,7 +344,8 @@ class Router:
     def _hear_live(self) -> None:
         """Forget routers that fell silent, and learn what heartbeats tell after a restart."""
         demand, now_ns = self.runtime.demand, self.runtime.clock.monotonic_ns()
-        others = [report for report in demand.live_routers(now_ns=now_ns) if report.router != self.incarnation]
+        there = demand.live_routers(self.runtime.fleet.settings, now_ns=now_ns)
+        others = [report for report in there if report.router != self.incarnation]
         live = {report.router for report in others}
         self._queues.wake_first(self._board.hear(others, live=live, used=demand.last_used_ns))
 
@@ -379,7 +380,7 @@ class Router:
 
     def _report(self, *, leaving: bool) -> RouterReport:
         """What this router holds; a lease that still waits for its probe isn't in anybody's hands yet."""
-        since_ns = self.runtime.clock.now_ns() - USE_TOLD_NS
+        since_ns = self.runtime.clock.now_ns() - use_told_ns(self.runtime.fleet.settings)
         in_flight, oldest_ns = {}, {}
         for replica, leases, began_ns in self._book.held():
             handed_out = leases - self._checks.checking(replica)

@@ -63,7 +63,8 @@ class Scheduler(SchedulerServicer):
             with request_span("modelyard.v1.Scheduler/Route", caller.trace) as work:
                 traced = Caller(caller.actor, work.traceparent)
                 hint = hint_for(request.session, request.prompt_prefix)
-                ask = Ask(wait_seconds, lease_seconds=leases.LEASE_SECONDS, caller=traced, hint=hint)
+                seconds = self._router.runtime.fleet.settings.lease_seconds
+                ask = Ask(wait_seconds, lease_seconds=seconds, caller=traced, hint=hint)
                 return _lease(await self._router.route(request.model, ask))
         raise AssertionError("an error ends the call")
 

@@ -112,7 +112,8 @@ class SimulatedRouter:
 
     def hear_others(self, *, now_ns: int) -> None:
         """What the other living routers hold."""
-        others = [each for each in self._demand.live_routers(now_ns=now_ns) if each.router != self.name]
+        there = self._demand.live_routers(self._fleet.settings, now_ns=now_ns)
+        others = [each for each in there if each.router != self.name]
         self._board.hear(others, live={each.router for each in others}, used=tuple(self._demand.last_used_ns))
 
     def try_again(self, ask: Ask) -> list[ReplicaId]:

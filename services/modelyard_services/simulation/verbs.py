@@ -187,9 +187,9 @@ def _setting(words: Words, known: tuple[str, ...]) -> tuple[str, object]:
     field, text = words.one_of(*known), words.take("a value")
     if text in {"true", "false", "default"}:
         return field, {"true": True, "false": False, "default": None}[text]
-    if not (text.isascii() and text.isdecimal()):
-        raise words.wrong("a whole number, true, false or default", text)
-    return field, type(getattr(Settings(), field))(int(text))
+    if not (text.isascii() and text.replace(".", "0", 1).isdecimal()):
+        raise words.wrong("a number, true, false or default", text)
+    return field, float(text) if "." in text else type(getattr(Settings(), field))(int(text))
 
 
 def _unload(words: Words) -> Act:

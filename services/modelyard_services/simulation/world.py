@@ -22,7 +22,7 @@ from modelyard_services.policy.configuration import Configuration
 from modelyard_services.policy.facts import report
 from modelyard_services.policy.liveness import judge
 from modelyard_services.policy.look import look
-from modelyard_services.policy.placement import HELD_UP_SECONDS, Outcome, Request, load_on_demand, place
+from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place
 from modelyard_services.policy.probing import INTERVAL_SECONDS, MISSES_MAX, Answer, misses_after
 from modelyard_services.policy.readings import read
 from modelyard_services.policy.reconcile import reconcile
@@ -188,13 +188,16 @@ class World:
         answer = self.load(one.model, shut=shut)
         if not self.refused:
             self.waiting.append(msgspec.structs.replace(one, held_up=False))
-        elif answer.refused is None or not answer.refused.held_up or self.seconds - one.since >= HELD_UP_SECONDS:
+        elif answer.refused is None or not answer.refused.held_up or self._gives_up(one):
             self._answer(one, self.refused)
         else:
             if not one.held_up:
                 self.say("waits", f"{one.model} {self.refused}")
             self.waiting.append(msgspec.structs.replace(one, held_up=True, asked=self.seconds))
             self.refused = ""
+
+    def _gives_up(self, one: Waiting) -> bool:
+        return self.seconds - one.since >= self.fleet.settings.held_up_seconds
 
     def _answer(self, one: Waiting, answer: str) -> None:
         self.answered = answer

@@ -12,6 +12,8 @@ import msgspec
 from modelyard_services.cli.main import app
 from modelyard_services.cli.variables import is_option, variable_of
 from modelyard_services.policy.entries import ModelBody, ScheduleBody
+from modelyard_services.policy.known_settings import RELATIONS
+from modelyard_services.policy.known_settings import rows as known_settings
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "configuration.md"
 PROCESSES: Final = (
@@ -42,6 +44,21 @@ passwords, tokens, seeds) as variables: others can read command lines. `modelyar
 | `--api` | `MODELYARD_API` | `http://127.0.0.1:7070` | where the API is |
 | `--token` | `MODELYARD_TOKEN` | | who asks |
 | `--json` | `MODELYARD_JSON` | `False` | print the API's own answer |
+"""
+
+_SETTINGS: Final = """## Settings of the fleet
+
+What the whole fleet goes by is in its log, and changes while it runs, for everybody at once: `modelyard settings` shows
+each with its default and bounds, `modelyard settings NAME=VALUE …` changes some, all or none, `modelyard settings reset
+NAME` puts one back (`GET`, `PATCH`, `PUT /settings`). The rule is the one that the figure is of.
+
+| setting | default | bounds | rule | |
+|---|---|---|---|---|
+"""
+
+_TOGETHER: Final = """
+Refused, whichever of the two is changed:
+
 """
 
 _FILE: Final = """
@@ -92,13 +109,28 @@ wins again at the next start.
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([_INTRODUCTION, *map(_process, PROCESSES), _FILE, _fields("models", ModelBody, "name", "command"),
-                      _fields("schedules", ScheduleBody, "model_name")])  # fmt: skip
+    models, schedules = (
+        _fields("models", ModelBody, "name", "command"),
+        _fields("schedules", ScheduleBody, "model_name"),
+    )
+    return "\n".join([_INTRODUCTION, *map(_process, PROCESSES), _settings(), _FILE, models, schedules])
 
 
 def variables(command: str) -> set[str]:
     """The variables that `command` reads."""
     return {row[1] for row in _options(command)}
+
+
+def _settings() -> str:
+    rows = [
+        f"| `{name}` | {str(default).lower()} | {known.span} | {known.rule} | {known.told} |"
+        for name, default, known in known_settings()
+    ]
+    refused = [
+        f"* {f'{each.times:g} × ' if each.times != 1 else ''}`{each.small}` above `{each.large}`: {each.why}"  # noqa: RUF001
+        for each in RELATIONS
+    ]
+    return "".join([_SETTINGS, "\n".join(rows), "\n", _TOGETHER, "\n".join(refused), "\n"])
 
 
 def _process(command: str) -> str:

@@ -2,17 +2,11 @@
 
 from modelyard_events.fleet import Settings
 from modelyard_events.node import NodeFacts
-from modelyard_events.spec import ModelSpec, Schedule
-from modelyard_projections.demand import ROUTER_GONE_NS
+from modelyard_events.spec import FACTOR, ModelSpec, Schedule
 from modelyard_services.effects.health import PROBE_SECONDS
 from modelyard_services.effects.log.streams import TELEMETRY_AGE_NS
-from modelyard_services.policy import breaker, deadlines, footprint, liveness, probing, watchdog
-from modelyard_services.policy.filters import BACKOFF_BASE_NS, BACKOFF_CAP_NS, REPLICAS_PER_NODE_MAX
-from modelyard_services.policy.placement import HELD_UP_SECONDS
-from modelyard_services.reconciler.loop import PASS_SECONDS
-from modelyard_services.registrar.handlers import PING_SECONDS
-from modelyard_services.router.leases import LEASE_SECONDS
-from modelyard_services.router.loading import RETRY_SECONDS
+from modelyard_services.policy import breaker, probing
+from modelyard_services.policy.filters import REPLICAS_PER_NODE_MAX
 from modelyard_services.settings import PROBE_FRESH_SECONDS, QUEUE_MAX, WAIT_SECONDS
 from modelyard_services.worker.processes.logs import LINES_MAX, STDERR_TAIL_LINES
 from modelyard_services.worker.processes.ports import QUARANTINE_SECONDS
@@ -39,23 +33,39 @@ def test_a_worker_a_model_and_a_schedule_begin_with_the_rules_figures() -> None:
     assert ModelSpec(command=("x",)).max_concurrency is None
 
 
+def test_the_clocks_that_the_fleet_agrees_on_tick_as_the_rules_say() -> None:
+    """N3, N8, N9, C1, C6, C7, T2: in seconds."""
+    settings = Settings()
+    assert (settings.ping_seconds, settings.heartbeat_seconds, settings.liveness_pass_seconds) == (2, 10, 15)
+    assert (settings.reconciler_pass_seconds, settings.missed_heartbeats_max) == (30, 2)
+    assert (settings.accept_deadline_seconds, settings.load_deadline_seconds) == (120, 300)
+    assert settings.load_deadline_seconds_per_gib == 20
+    assert (settings.router_report_seconds, settings.router_silence_seconds, settings.lease_seconds) == (0.25, 5, 60)
+    assert settings.reconciler_pass_seconds > breaker.PASSES_APART_SECONDS
+
+
+def test_the_bounds_that_the_fleet_agrees_on_are_the_rules() -> None:
+    """P1, P4, R4, T3, T5, T6, C8."""
+    settings = Settings()
+    assert (settings.disk_headroom_share, settings.disk_headroom_bytes) == (0.05, 2**30)
+    assert (settings.held_up_seconds, settings.reclaim_above_share) == (30, 0.95)
+    assert settings.file_size_factor == FACTOR == 1.2
+    assert (settings.affinity_block_bytes, settings.affinity_blocks_max) == (256, 64)
+    assert (settings.affinity_match_share, settings.affinity_slack) == (0.3, 2)
+    assert (settings.affinity_slack_factor, settings.affinity_slack_base) == (1.5, 1)
+    assert (settings.retry_after_min_seconds, settings.retry_after_max_seconds) == (5, 120)
+    assert (settings.load_backoff_seconds, settings.load_backoff_max_seconds) == (10, 300)
+
+
 def test_the_clocks_of_the_processes_tick_as_the_rules_say() -> None:
-    """N3, N8, N9, T2, T4, C1, C7, W4: in seconds."""
-    assert (PING_SECONDS, TELEMETRY_AGE_NS, liveness.LIVENESS_SECONDS) == (2, 30 * 10**9, 15)
-    assert (ROUTER_GONE_NS, LEASE_SECONDS) == (5 * 10**9, 60)
+    """N8, T4, W4: in seconds."""
+    assert TELEMETRY_AGE_NS == 30 * 10**9
     assert (PROBE_SECONDS, PROBE_FRESH_SECONDS, probing.INTERVAL_SECONDS, probing.MISSES_MAX) == (2, 30, 15, 3)
-    assert PASS_SECONDS == 30
-    assert (footprint.LOAD_SECONDS_BASE, footprint.LOAD_SECONDS_PER_GIB, deadlines.MISSES_MAX) == (300, 20, 2)
     assert QUARANTINE_SECONDS == 15
-    assert breaker.PASSES_APART_SECONDS < PASS_SECONDS
 
 
-def test_the_bounds_are_the_rules() -> None:
-    """R2, P4, T5, T6, T7, C8, W5, W7."""
+def test_the_bounds_of_the_processes_are_the_rules() -> None:
+    """R2, T5, T7, W5, W7."""
     assert REPLICAS_PER_NODE_MAX == 900
-    assert HELD_UP_SECONDS == 30
-    assert (WAIT_SECONDS, RETRY_SECONDS) == (60, (5, 120))
-    assert (BACKOFF_BASE_NS, BACKOFF_CAP_NS) == (10 * 10**9, 300 * 10**9)
-    assert QUEUE_MAX == 1_024
-    assert watchdog.RECLAIM_SHARE == 0.95
+    assert (WAIT_SECONDS, QUEUE_MAX) == (60, 1_024)
     assert (STDERR_TAIL_LINES, LINES_MAX) == (20, 1_000)

@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
+from modelyard_events.fleet import Settings
 from modelyard_events.ids import ModelName, NodeName, ReplicaId, Revision
 from modelyard_events.replica import Process
+from modelyard_projections.fleet import Fleet
 from modelyard_services.policy.affinity import (
-    BLOCK_BYTES,
-    BLOCKS_MAX,
     HOLDERS_MAX,
     Affinities,
     Affinity,
@@ -22,6 +22,8 @@ from modelyard_services.policy.affinity import (
 from modelyard_services.policy.routing import Candidate, Ranking
 
 M = ModelName("m")
+DEFAULTS = Settings()
+BLOCK_BYTES = DEFAULTS.affinity_block_bytes
 
 
 def a_replica(number: int) -> Candidate:
@@ -43,7 +45,8 @@ class Yard:
 
     def __init__(self, affinity: Affinity, replicas: int) -> None:
         self.affinity = affinity
-        self.affinities = Affinities()
+        self.fleet = Fleet()
+        self.affinities = Affinities(self.fleet)
         self.ranking = Ranking()
         for number in range(replicas):
             self.ranking.put(a_replica(number))
@@ -155,14 +158,14 @@ def test_a_beginning_that_is_less_than_three_tenths_of_a_prompt_binds_it_to_nobo
 
 def test_the_same_block_later_in_a_prompt_is_another_one() -> None:
     """T3: blocks are chained, for a cache holds beginnings."""
-    assert len(set(blocks_of(M, b"a" * BLOCK_BYTES * 3))) == 3
-    assert blocks_of(M, b"a" * BLOCK_BYTES) != blocks_of(ModelName("other"), b"a" * BLOCK_BYTES)
+    assert len(set(blocks_of(M, b"a" * BLOCK_BYTES * 3, DEFAULTS))) == 3
+    assert blocks_of(M, b"a" * BLOCK_BYTES, DEFAULTS) != blocks_of(ModelName("other"), b"a" * BLOCK_BYTES, DEFAULTS)
 
 
 def test_a_prompt_counts_in_whole_blocks_and_only_its_first_sixteen_kib() -> None:
     """T3."""
-    assert blocks_of(M, b"a" * (BLOCK_BYTES - 1)) == ()
-    assert len(blocks_of(M, b"a" * BLOCK_BYTES * 100)) == BLOCKS_MAX
+    assert blocks_of(M, b"a" * (BLOCK_BYTES - 1), DEFAULTS) == ()
+    assert len(blocks_of(M, b"a" * BLOCK_BYTES * 100, DEFAULTS)) == DEFAULTS.affinity_blocks_max
     assert Yard("prefix", 2).ask(of_prompt(rest="hello")).choice.rule == "least_busy"
 
 

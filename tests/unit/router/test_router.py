@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from modelyard_events.envelope import AnyEvent
-from modelyard_events.fleet import FleetTokenCreated
+from modelyard_events.fleet import FleetSettingsChanged, FleetTokenCreated, Settings
 from modelyard_events.ids import ModelName, NodeName, ReplicaId
 from modelyard_events.model import ModelReplicaEnded, ModelReplicaReady
 from modelyard_events.node import NodeLabelsChanged
@@ -24,7 +24,7 @@ from modelyard_events.reservation import ReservationReleased
 from modelyard_events.spec import Health, ModelSpec
 from modelyard_events.subjects import router_telemetry_subject, worker_subject
 from modelyard_events.telemetry import Heartbeat, ReplicaReading, RouterReport
-from modelyard_projections.demand import ROUTER_GONE_NS
+from modelyard_projections.demand import gone_after_ns
 from modelyard_projections.fleet import ReplicaState
 from modelyard_services.effects.bus import MemoryBus
 from modelyard_services.effects.health import Healthy, Outcome, Refused, TimedOut
@@ -41,9 +41,11 @@ from modelyard_services.errors import (
 )
 from modelyard_services.router.loading import Caller, HeldUpError, Loader
 from modelyard_services.router.probes import Prober
+from modelyard_services.router.reports import TELL_SECONDS, Reporter
 from modelyard_services.router.router import Ask, Router
 from modelyard_services.settings import RouterSettings
 from tests.support.given import GIB, a_drain, a_model, a_ready_replica, an_approved_node, incarnation_of
+from tests.support.held_clock import HeldClock
 
 NOW = Ask(wait_seconds=0)
 
@@ -303,7 +305,7 @@ async def test_the_leases_of_a_router_that_was_killed_are_forgotten(world: World
     """X16, T2: it says no goodbye; its silence frees what it held."""
     await world.happens(*two_ready())
     report = RouterReport(router="killed", folded_sequence=1, in_flight={ReplicaId("r-1"): 3})
-    almost_silent_ns = world.runtime.clock.monotonic_ns() - ROUTER_GONE_NS + 300_000_000
+    almost_silent_ns = world.runtime.clock.monotonic_ns() - gone_after_ns(Settings()) + 300_000_000
     world.runtime.demand.hear_router(report, now_ns=almost_silent_ns)
     async with world.router() as router:
         await eventually(lambda: router._board._others._sums == {"r-1": 3})
@@ -336,7 +338,7 @@ async def test_a_router_that_cannot_be_read_is_not_taken_for_one_that_holds_noth
     """X20: what it holds isn't known, so nobody here may call a replica idle."""
     async with world.router() as router:
         runtime = world.runtime
-        runtime.connected_since_ns = runtime.clock.monotonic_ns() - ROUTER_GONE_NS
+        runtime.connected_since_ns = runtime.clock.monotonic_ns() - gone_after_ns(Settings())
         assert router.readings(runtime.fleet).knows_routers
         await world.bus.publish(router_telemetry_subject("newer"), b'{"router":"newer","folded_sequence":"all"}')
         assert not router.readings(runtime.fleet).knows_routers
@@ -699,3 +701,85 @@ async def test_routers_tell_one_another_when_a_token_was_last_used(world: World)
                 await asyncio.sleep(0.01)
         assert other.demand.tokens_used_ns.keys() == {"ci"}
         assert world.runtime.demand.tokens_used_ns.keys() == {"ci"}
+
+
+def set_to(**settings: float) -> list[AnyEvent]:
+    return [FleetSettingsChanged(settings=Settings(**settings), changed=tuple(settings))]  # type: ignore[arg-type]
+
+
+async def test_a_lease_lives_as_long_as_the_settings_say(world: World) -> None:
+    """T2, S1: at the next renewal already."""
+    await world.happens(*two_ready())
+    async with world.router() as router:
+        lease = await router.route("m", Ask(lease_seconds=world.runtime.fleet.settings.lease_seconds))
+        await world.happens(set_to(lease_seconds=300.0))
+        renewed = router.renew(lease.lease)
+    assert lease.expires_at_ns is not None
+    assert renewed is not None
+    assert renewed.expires_at_ns is not None
+    assert 239 <= (renewed.expires_at_ns - lease.expires_at_ns) / 1e9 <= 300
+
+
+async def test_who_is_held_up_tries_as_long_as_the_settings_say(world: World) -> None:
+    """P4, S1: not at all, here."""
+    await world.happens([*an_approved_node(), *a_model()], set_to(held_up_seconds=0.0))
+    async with world.router() as router:
+        router._loader = HeldUpLoader(router._loader)
+        with pytest.raises(HeldUpError):
+            await asyncio.wait_for(router.route("m"), 20)
+
+
+@pytest.mark.parametrize(("least", "most", "told"), [(40.0, 60.0, 40), (1.0, 3.0, 3), (5.0, 120.0, 15)])
+async def test_a_model_that_loads_is_asked_for_again_as_soon_as_the_settings_say(
+    world: World, least: float, most: float, told: float
+) -> None:
+    """T5, S1: 15 s where nobody knows, within the bounds."""
+    settings = set_to(retry_after_min_seconds=least, retry_after_max_seconds=most)
+    await world.happens([*an_approved_node(), *a_model()], settings)
+    async with world.router() as router:
+        with pytest.raises(ModelLoadingError) as loading:
+            await router.route("m", NOW)
+    assert loading.value.retry_after_seconds == told
+
+
+async def test_a_router_may_be_unheard_for_a_part_of_the_silence_that_the_settings_allow(world: World) -> None:
+    """T2, S1: after 3 s it takes no requests by the rule; where it may be silent for half a minute, it does."""
+    await world.happens(*two_ready(), set_to(router_silence_seconds=30.0))
+    async with world.router() as router:
+        router._reporter._heard_ns = world.runtime.clock.monotonic_ns() - 3_000_000_000
+        assert router._reporter.is_heard()
+        router._reporter._heard_ns = world.runtime.clock.monotonic_ns() - 13_000_000_000
+        assert not router._reporter.is_heard()
+
+
+class Ticking(HeldClock):
+    """Stands still but for what a test moves, and counts how often a reporter looks at it."""
+
+    looks = 0
+
+    async def sleep(self, seconds: float) -> None:
+        self.looks += seconds == TELL_SECONDS
+        await asyncio.sleep(0.001)
+
+    async def looked_at(self) -> None:
+        """Until a reporter has looked at it since."""
+        enough = self.looks + 2
+        await eventually(lambda: self.looks >= enough)
+
+
+async def test_a_router_tells_of_its_leases_as_often_as_the_settings_say(world: World) -> None:
+    """T2, S1: where nothing changes; 1.9 s isn't long enough, a tenth more is."""
+    world.runtime.clock = clock = Ticking()
+    await world.happens(*two_ready(), set_to(router_report_seconds=2.1, router_silence_seconds=60.0))
+    reports: list[RouterReport] = []
+    world.runtime.on_report(reports.append)
+    reporter = Reporter(world.runtime, "router-1")
+    telling = asyncio.create_task(
+        reporter.keep_telling(lambda: RouterReport("router-1", world.runtime.fleet.sequence), lambda: 0)
+    )
+    await eventually(lambda: len(reports) == 1)
+    for seconds, told in ((1.9, 1), (0.2, 2), (1.9, 2), (0.2, 3)):
+        clock.move(seconds)
+        await clock.looked_at()
+        assert len(reports) == told
+    telling.cancel()

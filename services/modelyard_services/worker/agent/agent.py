@@ -29,7 +29,7 @@ from modelyard_events.requests import (
     Stopped,
 )
 from modelyard_events.subjects import node_command_subject, node_telemetry_subject
-from modelyard_events.telemetry import HEARTBEAT_SECONDS, Heartbeat, ReplicaReading
+from modelyard_events.telemetry import Heartbeat, ReplicaReading
 from modelyard_projections.fleet import Fleet, FoldError
 from modelyard_services.effects.bus import NatsBus
 from modelyard_services.effects.clock import Clock, backoff_seconds
@@ -47,6 +47,7 @@ from modelyard_services.worker.agent.inventory import Inventory
 from modelyard_services.worker.agent.loads import Loads
 from modelyard_services.worker.agent.news import news
 from modelyard_services.worker.agent.progress import progress_in
+from modelyard_services.worker.agent.pulse import Pulse
 from modelyard_services.worker.agent.reporter import Reporter
 from modelyard_services.worker.agent.settings import WorkerSettings
 from modelyard_services.worker.agent.steps import Start, Step, Stop, TellStopped, request_of, steps
@@ -87,11 +88,10 @@ class Agent:
         self._fleet = Fleet()
         self._rejoin = asyncio.Event()
         self._reporter = Reporter(settings.name, incarnation, on_stale=self._rejoin.set)
-        self._answers = Answers(settings.name, incarnation, processes)
+        self._pulse = Pulse()
+        self._answers = Answers(settings.name, incarnation, processes, on_beat=self._pulse.every)
         self._changed = asyncio.Event()
         self._registered_at: int | None = None
-        self._heartbeat_seconds = HEARTBEAT_SECONDS
-        self._beat_now = asyncio.Event()
         self._steps: dict[ReplicaId, asyncio.Task[None]] = {}
         self._started: set[ReplicaId] = set()
         self._told: set[ReplicaId] = set()
@@ -105,7 +105,7 @@ class Agent:
             self._reporter.tell(fact, occurred_ns)
         self._loads.hear(fact)
         self._changed.set()
-        self._beat_now.set()
+        self._pulse.now()
 
     def last_used_ns(self, replica: ReplicaId) -> int:
         """When a router last sent a request to `replica`, as far as it told us; 0 for never."""
@@ -185,9 +185,9 @@ class Agent:
         if self._registered_at is None:
             _log.info("registered", node=self._settings.name, admission=registered.admission)
         self._registered_at = registered.sequence
-        self._heartbeat_seconds = registered.heartbeat_seconds
+        self._pulse.every(registered.heartbeat_seconds)
+        self._pulse.now()
         self._changed.set()
-        self._beat_now.set()
 
     async def _request(self) -> Register:
         """Made anew for every try: what ran before a long outage says little of what runs after it."""
@@ -317,7 +317,7 @@ class Agent:
         finally:
             del self._steps[replica]
             self._changed.set()
-            self._beat_now.set()
+            self._pulse.now()
 
     def _traced(self, name: str, replica: ReplicaId) -> Span:
         """A span in the trace of the last event about `replica`: what the step follows from."""
@@ -336,18 +336,13 @@ class Agent:
     async def _beat(self, bus: NatsBus) -> None:
         subject = node_telemetry_subject(self._settings.name)
         while True:
-            self._beat_now.clear()
             try:
                 # Kept for a link that is away, it would be told as news once it is back.
                 if bus.connected:
                     await bus.publish(subject, msgspec.json.encode(await self._heartbeat()))
             except UnavailableError as error:
                 _log.info("heartbeat has to wait", problem=error.detail)
-            try:
-                async with asyncio.timeout(self._heartbeat_seconds):
-                    await self._beat_now.wait()
-            except TimeoutError:
-                pass  # the ordinary beat
+            await self._pulse.due()
 
     def _tell_news(self, readings: tuple[ReplicaReading, ...]) -> None:
         node = self._fleet.nodes.get(self._settings.name) if self._caught_up else None

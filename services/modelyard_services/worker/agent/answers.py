@@ -6,8 +6,8 @@ listening.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
-from typing import Final
+from collections.abc import AsyncGenerator, Callable
+from typing import Annotated, Final
 
 import msgspec
 import structlog
@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 
 from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
 from modelyard_events.requests import (
+    BEAT,
     LOGS,
     LOGS_LEASE_SECONDS,
     PING,
@@ -36,11 +37,12 @@ SLICE_LINES_MAX: Final = 200
 
 _LOGS: Final = msgspec.json.Decoder(LogsRequest)
 _USED: Final = msgspec.json.Decoder(dict[ReplicaId, int])
+_BEAT: Final = msgspec.json.Decoder(Annotated[float, msgspec.Meta(gt=0)])
 _log = structlog.get_logger(__name__)
 
 
 class Answers:
-    """Answers `ping` and `logs`, and takes note of `used` and `renew`."""
+    """Answers `ping` and `logs`, and takes note of `used`, `renew` and `beat`."""
 
     def __init__(
         self,
@@ -48,11 +50,13 @@ class Answers:
         incarnation: IncarnationId,
         processes: Processes,
         *,
+        on_beat: Callable[[float], None] = lambda _seconds: None,
         lease_seconds: float = LOGS_LEASE_SECONDS,
     ) -> None:
         self._node = node
         self._incarnation = incarnation
         self._processes = processes
+        self._on_beat = on_beat
         self._lease_seconds = lease_seconds
         self._followers: set[asyncio.Task[None]] = set()
         self._leases: dict[str, asyncio.Timeout] = {}
@@ -68,6 +72,7 @@ class Answers:
         await client.subscribe(worker_subject(self._node, LOGS), cb=on_logs)
         await client.subscribe(worker_subject(self._node, RENEW), cb=self._on_renew)
         await client.subscribe(worker_subject(self._node, USED), cb=self._on_used)
+        await client.subscribe(worker_subject(self._node, BEAT), cb=self._on_beat_told)
 
     async def close(self) -> None:
         """Let all followers go."""
@@ -91,6 +96,12 @@ class Answers:
         alive = {running.replica for running in self._processes.running()}
         for replica in self.last_used_ns.keys() - alive:
             del self.last_used_ns[replica]
+
+    async def _on_beat_told(self, message: Msg) -> None:
+        try:
+            self._on_beat(_BEAT.decode(message.data))
+        except msgspec.MsgspecError as error:
+            _log.warning("how often to tell can't be read", problem=str(error))
 
     async def _on_renew(self, message: Msg) -> None:
         lease = self._leases.get(message.data.decode(errors="replace"))
