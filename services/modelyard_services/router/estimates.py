@@ -1,6 +1,7 @@
 """How long loads take, learned from the log: what a caller of a cold model is told to expect (rule T5).
 
-Invariant: an estimate is the model's own last load, or nothing; it never delays a load and never ends one.
+Invariant: an estimate is this load's own progress, the model's last load, or nothing; it never delays a load and
+never ends one.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,9 @@ from modelyard_projections.fleet import Fleet, Loading, ReplicaState
 
 MODELS_MAX: Final = 4_096
 """Models whose last load is remembered: as many as a large fleet defines."""
+
+PROGRESS_MIN: Final = 0.1
+"""Progress is told in whole percents: below that, rounding and what any process takes at its start are most of it."""
 
 
 class LoadTimes:
@@ -40,7 +44,7 @@ class LoadTimes:
     def left_seconds(self, state: ReplicaState, *, progress: float | None, now_ns: int) -> float | None:
         """What is left of the load of `state`, by its own progress, else by the model's last load."""
         elapsed_ns = max(0, now_ns - state.since_ns) if isinstance(state.phase, Loading) else 0
-        if progress is not None and 0 < progress < 1:
+        if progress is not None and PROGRESS_MIN <= progress < 1:
             return elapsed_ns / 1e9 * (1 - progress) / progress
         last_ns = self._last_ns.get(state.model)
         # One that takes longer than the last may end any moment: zero, not a negative wait.
