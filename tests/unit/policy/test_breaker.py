@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
+from modelyard_events.decision import Decision
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.fleet import FleetSettingsChanged, Settings
-from modelyard_events.ids import ModelName, NodeName, ReservationId
+from modelyard_events.ids import CommandId, IncarnationId, ModelName, NodeName, ReservationId
 from modelyard_events.model import (
     ModelDeclaredSatisfiable,
     ModelDeclaredUnsatisfiable,
@@ -17,6 +19,7 @@ from modelyard_events.model import (
 from modelyard_events.node import (
     NodeApproved,
     NodeCordoned,
+    NodeIncarnationStarted,
     NodeLabelsChanged,
     NodeLost,
     NodeMaxReplicasOverridden,
@@ -131,6 +134,36 @@ def test_a_pass_that_finds_room_starts_the_count_anew() -> None:
     assert not is_open(world)
 
 
+def measured(world: World, free: int) -> World:
+    """Quarter of a minute later the worker of n1 measures so much free memory."""
+    world.later(15).route()
+    heartbeat = msgspec.structs.replace(world.demand.nodes[NodeName("n1")].heartbeat, vram_free={0: free})
+    world.demand.hear_node(heartbeat, now_ns=world.now_ns)
+    return world
+
+
+@pytest.mark.parametrize("by", ["reconciler", "operator"])
+def test_a_success_between_two_failures_starts_the_count_anew(by: str) -> None:
+    """C5: room that a measurement shows is no event, so only the success itself, whosesoever, can end the row."""
+    world = a_world(*an_approved_node("elsewhere"), vram=10 * GIB)
+    for _ in range(2):
+        measured(world, GIB).settle()
+    measured(world, 24 * GIB)
+    if by == "reconciler":
+        world.one_pass()
+    else:
+        request = Request(model=M, command=CommandId("load"), now_ns=world.now_ns)
+        world.append(*place(world.fleet, world.readings(), request).events)
+        assert world.settle() == []
+    assert len(world.of(ReplicaPlaced)) == 1
+    world.after(61).beat("elsewhere")
+    world.append(NodeLost(node="n1", incarnation=incarnation_of("n1"), silent_seconds=61, grace_seconds=600))
+    passes(world, 2)
+    assert not is_open(world)
+    passes(world, 1)
+    assert is_open(world)
+
+
 def test_while_it_is_open_nothing_is_placed_though_something_would_fit() -> None:
     """C5: blocks scale-up; its end is due, and then what fits is placed at once."""
     world = opened(a_world())
@@ -169,6 +202,22 @@ def test_it_blocks_scale_up_only() -> None:
     world.route()
     opened(world)
     world.settle()
+    assert [event.replicas for event in world.of(ReplicaDrainStarted)] == [("r-1",)]  # type: ignore[union-attr]
+
+
+def test_it_lets_go_what_is_idle_above_the_floor() -> None:
+    """C4, C5: whoever opened it, a surplus ends as if it weren't there."""
+    idle = [event for n in range(2) for event in a_ready_replica(f"r-{n}", index=n)]
+    world = World(*an_approved_node("n1", labels=TIER, slots=2), *a_model(), *idle, wanting(1, 4))
+    decision = Decision(kind="breaker", outcome="no room", policy="test", basis=0)
+    world.append(
+        ModelDeclaredUnsatisfiable(
+            model=M, reason="no room", failed_passes=3, cool_down_seconds=9_000.0, decision=decision
+        )
+    )
+    world.later(301).route()
+    world.settle()
+    assert is_open(world)
     assert [event.replicas for event in world.of(ReplicaDrainStarted)] == [("r-1",)]  # type: ignore[union-attr]
 
 
@@ -233,6 +282,18 @@ def test_a_change_of_the_model_starts_the_count_anew() -> None:
 
 CLEARING: dict[str, tuple[list[AnyEvent], list[AnyEvent], str]] = {
     "joined": ([], an_approved_node("n9", labels=TIER), "joined"),
+    "restarted": (
+        an_approved_node("n9", labels=TIER),
+        [
+            NodeIncarnationStarted(
+                node="n9",
+                incarnation=IncarnationId("n9-life-2"),
+                facts=some_facts(labels=TIER),
+                secret_digest="digest-n9",  # noqa: S106 - nobody's
+            )
+        ],
+        "joined",
+    ),
     "approved": (a_pending_node("n9", some_facts(labels=TIER)), [NodeApproved(node="n9")], "approved"),
     "recovered": (
         [

@@ -252,6 +252,18 @@ def test_a_limit_of_models_on_one_node_is_held_there_before_the_load_and_counts_
     assert placed_on(given(*loading, own(max_loaded_models=1)).fleet, node=N1) == []
 
 
+def test_a_model_that_is_loaded_already_takes_no_more_of_the_limit() -> None:
+    """C8: the limit is of models, so a second replica of the only one there fits under 1."""
+    one = [
+        *an_approved_node("n1", slots=2),
+        *a_model("new", some_spec(vram=GIB)),
+        fleets(Settings(max_loaded_models=1)),
+    ]
+    fleet = given(*one, *a_ready_replica(R1, node=N1, model="new", vram={0: GIB})).fleet
+    request = Request(model=ModelName("new"), command=CommandId("c"), now_ns=10**20, may_evict=False)
+    assert place(fleet, Readings(knows_routers=True), request).replica is not None
+
+
 def test_a_refusal_for_the_limit_tells_the_figures_of_the_nodes() -> None:
     """P5: one limit of 1 and one of 2 are 1 to 2."""
     history = [*an_approved_node("n1"), *an_approved_node("n2"), *a_model("new", some_spec(vram=GIB))]

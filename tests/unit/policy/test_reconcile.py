@@ -24,6 +24,7 @@ from modelyard_events.reservation import OperatorHolder, ReservationGranted, Res
 from modelyard_events.selectors import parse_selector
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule, SpreadAll, revision_of
 from modelyard_events.telemetry import Heartbeat, ReplicaReading
+from modelyard_services.policy.ending import end
 from modelyard_services.policy.models import remove
 from modelyard_services.policy.reconcile import reconcile
 from modelyard_services.policy.restart import restart
@@ -418,6 +419,48 @@ def test_a_long_healthy_load_is_never_killed() -> None:
     assert world.settle() != []
 
 
+def test_progress_that_stands_still_extends_nothing_however_often_it_is_told() -> None:
+    """C7, X25: five minutes from when it last moved."""
+    world = World(*an_approved_node(), *a_model(), *a_loading_replica(R1))
+    for seconds in (60, 60, 60, 60, 60, 59, 1):
+        assert world.settle() == []
+        reading = ReplicaReading(R1, "m#0", "rev", "starting", some_process(R1), progress=0.1)
+        heartbeat = Heartbeat(NodeName("n1"), incarnation_of("n1"), 0, replicas=(reading,))
+        world.after(seconds).demand.hear_node(heartbeat, now_ns=world.now_ns)
+    assert [event.detail for event in world.settle() if isinstance(event, ReplicaLoadFailed)] == [
+        "not ready within 300 s, and no progress"
+    ]
+
+
+def test_a_newcomer_has_its_time_from_the_end_of_the_last_it_waits_for() -> None:
+    """C7, P3: two minutes in which its worker can do something, however long the place was taken."""
+    leaving = [event for n in (0, 1) for event in a_ready_replica(f"r-{n}", index=n, vram={0: 12 * GIB})]
+    newcomer = a_placed_replica("r-9", model="x", vram={0: 24 * GIB}, waits_for=(ReplicaId("r-0"), R1))
+    world = World(*an_approved_node(slots=2), *a_model(), *a_model("x"), *leaving, *a_drain("r-0"), *a_drain(R1))
+    world.append(*newcomer)
+    for gone in ("r-0", R1):
+        world.later(200)
+        world.append(*end(world.fleet, [ReplicaId(gone)], reason="evicted_lru"))
+        assert not [event for event in world.settle() if isinstance(event, ReplicaLoadFailed)]
+    world.later(119).settle()
+    assert world.replicas("x") == [("n1", "placed")]
+    world.later(1).settle()
+    assert world.replicas("x") == []
+
+
+def test_what_waits_on_a_lost_node_is_left_to_its_grace() -> None:
+    """C7, N9: nobody there can be late before ten minutes of silence are over."""
+    lost = NodeLost(node="n1", incarnation=incarnation_of("n1"), silent_seconds=61, grace_seconds=600)
+    for history in (a_placed_replica(R1), a_loading_replica(R1), [*a_ready_replica(R1), *a_drain(R1, seconds=60)]):
+        world = World(*an_approved_node(), *a_model(), *history)
+        world.beat()
+        world.append(lost)
+        for _ in range(5):
+            assert world.after(119).settle() == []
+        world.after(6).settle()
+        assert [event.reason for event in world.of(ReplicaUnloaded)] == ["node_lost"]  # type: ignore[union-attr]
+
+
 def test_an_operators_reservation_ends_by_itself() -> None:
     """R3."""
     holder = OperatorHolder("training", seconds=3_600)
@@ -449,6 +492,16 @@ def test_a_silent_worker_or_one_that_lags_says_nothing() -> None:
     world.later(10)
     world.settle()
     world.after(10).beat(without=[R1])
+    assert world.settle() == []
+
+
+def test_a_worker_that_fell_silent_says_nothing_of_what_it_missed_before() -> None:
+    """C6, N9: two heartbeats without a replica end it while the worker is there, and no more once it is lost."""
+    world = World(*an_approved_node(), *a_model(), *a_ready_replica(R1))
+    for _ in range(2):
+        world.after(10).beat(without=[R1])
+        world.view()
+    world.after(61).append(NodeLost(node="n1", incarnation=incarnation_of("n1"), silent_seconds=61, grace_seconds=600))
     assert world.settle() == []
 
 

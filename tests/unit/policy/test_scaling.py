@@ -128,6 +128,23 @@ def test_idle_replicas_go_down_to_one_and_only_an_idle_timeout_ends_the_last(lea
     assert [(event.previous, event.wanted) for event in world.of(ModelScaled)] == [(3, 2), (2, 1)]  # type: ignore[union-attr]
 
 
+def test_each_way_down_says_why_in_the_models_own_history() -> None:
+    """C1: idle above the floor, above a ceiling that came down, and idle for a timeout."""
+    ways: list[tuple[ModelScheduleSet, float, str]] = [
+        (between(1, 4), 301, "idle for 300 s above its floor"),
+        (between(0, 1), 1, "above its ceiling of 1"),
+        (between(0, 4, idle_timeout_seconds=60.0), 61, "idle for the schedule's timeout of 60 s"),
+    ]
+    for schedule, seconds, reason in ways:
+        world = a_world(schedule, replicas=2)
+        world.later(seconds).route()
+        world.one_pass()
+        (scaled,) = world.of(ModelScaled)
+        assert isinstance(scaled, ModelScaled)
+        assert (scaled.previous, scaled.wanted, scaled.reason) == (2, 1, reason)
+        assert scaled.decision.outcome == f"from 2 to 1: {reason}"
+
+
 def test_min_replicas_zero_with_an_idle_timeout_scales_to_zero() -> None:
     """C4, R7."""
     world = a_world(between(0, 4, idle_timeout_seconds=900.0))

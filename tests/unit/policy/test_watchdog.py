@@ -7,6 +7,7 @@ from modelyard_events.model import ModelScheduleSet
 from modelyard_events.replica import ReplicaDrainStarted, ReplicaStopRequested, ReplicaUnloaded
 from modelyard_events.spec import Autoscale, Schedule, SpreadAll
 from modelyard_events.telemetry import RouterReport
+from modelyard_services.policy.reconcile import reconcile
 from tests.support.given import GIB, SECOND_NS, a_model, a_ready_replica, an_approved_node, some_spec
 from tests.support.world import World
 
@@ -87,6 +88,19 @@ def test_a_request_that_runs_for_too_long_ends_its_replica_by_force_though_it_is
     assert world.of(ReplicaStopRequested) == [ReplicaStopRequested(node="n1", replicas=(R1,), forced=True)]
 
 
+def test_the_oldest_request_counts_whichever_router_holds_it() -> None:
+    """C8: another router's young request makes nobody's old one younger, in whatever order they are heard."""
+    for ages in ((400, 5), (5, 400)):
+        world = World(*an_approved_node(), *a_model(), *a_ready_replica(R1), set_to(busy_timeout_seconds=300.0))
+        world.later(1_000)
+        for number, age in enumerate(ages):
+            oldest = {R1: world.now_ns - age * SECOND_NS}
+            report = RouterReport(f"router-{number}", world.fleet.sequence, {R1: 1}, oldest_ns=oldest)
+            world.demand.hear_router(report, now_ns=world.now_ns)
+        world.settle()
+        assert drained(world) == [("r-1", "busy_timeout")]
+
+
 def test_a_models_own_busy_timeout_goes_before_the_fleets() -> None:
     """C8: per model, in both directions, also while the fleet has none."""
     for fleets, own, spared, ended in ((0.0, 60.0, 59, 60), (30.0, 60.0, 59, 60), (600.0, 60.0, 59, 60)):
@@ -135,6 +149,28 @@ def test_a_node_that_is_nearly_full_loses_its_least_recently_used_replica_and_on
     world.live()
     assert drained(world) == [("r-a", "evicted_memory")]
     assert [state.id for state in world.fleet.replicas.values()] == ["r-b"]
+
+
+def test_the_reclaimer_waits_until_more_than_95_percent_are_in_use() -> None:
+    """C8: at 95 % of the budget nothing goes; a GiB more and one does."""
+    for held, gone in ((19, []), (20, [("r-1", "evicted_memory")])):
+        replica = a_ready_replica(R1, vram={0: held * GIB})
+        world = World(*an_approved_node(vram=20 * GIB), *a_model(), *replica, set_to(reclaim_memory=True))
+        world.later(100).route()
+        world.settle()
+        assert drained(world) == gone
+
+
+def test_a_reclaimer_that_is_off_wants_nothing_and_undoes_what_it_wanted() -> None:
+    """C8: off until it is set, and off at once when it is switched off before the end is appended."""
+    assert not Settings().reclaim_memory
+    world = a_full_node()
+    world.later(100).route()
+    assert reconcile(world.view()) == []
+    world.append(set_to(reclaim_memory=True))
+    (action,) = reconcile(world.view())
+    world.append(set_to(reclaim_memory=False))
+    assert list(action.decide(world.fleet, action.command)) == []
 
 
 def test_the_reclaimer_spares_the_busy_the_pinned_and_the_young_and_obeys_a_freeze() -> None:
