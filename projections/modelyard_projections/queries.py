@@ -126,12 +126,23 @@ async def effects_of(connection: AsyncConnection, event_id: str, *, limit: int =
 
 async def decision(connection: AsyncConnection, decision_id: str) -> DecisionRecord | None:
     """One decision by the id of the event that holds it."""
-    query = _columns(tables.decisions, DecisionRecord).where(tables.decisions.c.id == decision_id)
-    found = (await connection.execute(query.order_by(tables.decisions.c.sequence).limit(1))).one_or_none()
-    if found is None:
-        return None
-    *columns, body = found
-    return DecisionRecord(*(*columns, msgspec.Raw(body.encode())))
+    query = _DECISIONS.where(tables.decisions.c.id == decision_id).order_by(tables.decisions.c.sequence).limit(1)
+    found = (await connection.execute(query)).one_or_none()
+    return None if found is None else _decision(tuple(found))
+
+
+async def decisions_about(
+    connection: AsyncConnection, model: str, *, node: str | None = None, until: int | None = None, limit: int = PAGE_MAX
+) -> list[DecisionRecord]:
+    """The newest decisions about `model`, newest first; of those only the ones for `node`, and up to `until`."""
+    columns = tables.decisions.c
+    query = _DECISIONS.where(columns.model == column_text(model))
+    if node is not None:
+        query = query.where(columns.node == column_text(node))
+    if until is not None:
+        query = query.where(columns.sequence <= until)
+    found = await connection.execute(query.order_by(columns.sequence.desc()).limit(max(1, min(limit, PAGE_MAX))))
+    return [_decision(tuple(row)) for row in found.all()]
 
 
 async def projection(connection: AsyncConnection) -> ProjectionRecord | None:
@@ -210,3 +221,11 @@ _EVENTS: Final = _columns(tables.events, EventRecord)
 def _event(values: tuple[Any, ...]) -> EventRecord:
     *columns, body = values
     return EventRecord(*(*columns, msgspec.Raw(body.encode())))
+
+
+_DECISIONS: Final = _columns(tables.decisions, DecisionRecord)
+
+
+def _decision(values: tuple[Any, ...]) -> DecisionRecord:
+    *columns, body = values
+    return DecisionRecord(*(*columns, msgspec.Raw(body.encode())))

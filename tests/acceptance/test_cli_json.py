@@ -28,6 +28,7 @@ STORY = [
     "node budget local-2 --reset", "node slots local-2 --reset",
     "node watchdog local-2 max_loaded_models=9", "node watchdog local-2", "node watchdog local-2 --reset",
     "model set told --vram 16MiB -- {echo}", "model show told", "schedule set told --max-replicas 2",
+    "state", "state --at 3", "diff 3", "diff 1 3 --kind node", "causes 3", "why told", "why told --node local-2",
     "schedule show told", "model capacity told", "model clear-breaker told", "measure {file}",
     "load told --node local-2 --wait", "restart told --wait", "unload told --wait",
     "schedule rm told", "model rm told", "node drain local-2 --wait", "node resume local-2",

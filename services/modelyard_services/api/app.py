@@ -17,6 +17,7 @@ from modelyard_services.api.access import Identify
 from modelyard_services.api.access_commands import AccessCommands
 from modelyard_services.api.configuration_commands import ConfigurationCommands
 from modelyard_services.api.contracts import Contracts
+from modelyard_services.api.explanations import Explanations
 from modelyard_services.api.freshness import Freshness
 from modelyard_services.api.health import healthz, metrics, readyz
 from modelyard_services.api.history import History
@@ -25,6 +26,7 @@ from modelyard_services.api.model_commands import ModelCommands, ReplicaCommands
 from modelyard_services.api.node_commands import NodeCommands
 from modelyard_services.api.openapi import openapi_document
 from modelyard_services.api.parameters import KnownParameters
+from modelyard_services.api.past_states import PastStates
 from modelyard_services.api.queries import Queries
 from modelyard_services.api.raw_path import DecodePathValues, route_on_raw_path
 from modelyard_services.api.routes import Routes
@@ -39,6 +41,8 @@ CONTROLLERS = (
     ConfigurationCommands,
     AccessCommands,
     History,
+    PastStates,
+    Explanations,
     Logs,
     Routes,
     openapi_document,

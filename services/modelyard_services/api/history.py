@@ -120,11 +120,10 @@ class History(Controller):
             actor=actor,
             correlation=correlation,
         )
-        page = await _database(service).ask(
+        page = await database_of(service).ask(
             lambda connection: queries.event_page(connection, wanted, after=after, limit=limit)
         )
-        items = [_view_of_body(record.sequence, record.time, record.event_id, record.body) for record in page.items]
-        return EventList(items, page.next, service.fleet.sequence)
+        return EventList([view_of_record(record) for record in page.items], page.next, service.fleet.sequence)
 
     @get("/events/stream", summary="Follow the events", media_type="text/event-stream")
     async def stream_events(  # noqa: PLR0913 - one parameter per filter of the contract
@@ -147,20 +146,20 @@ class History(Controller):
     @get("/decisions/{decision:str}", summary="Show a decision")
     async def show_decision(self, request: ApiRequest, decision: FromPath[str]) -> DecisionView:
         """A decision by the id of the event that holds it (H2)."""
-        record = await _database(service_of(request)).ask(lambda connection: queries.decision(connection, decision))
-        if record is None:
-            raise NotFoundError(f"there is no decision {decision!r}", field="decision", value=decision)
-        return DecisionView(
-            record.id,
-            record.sequence,
-            record.kind,
-            record.outcome,
-            record.policy,
-            record.basis,
-            record.node,
-            record.model,
-            msgspec.json.decode(record.body),
-        )
+        return view_of_decision(await recorded_decision(service_of(request), decision))
+
+
+async def recorded_decision(service: Service, decision: str) -> queries.DecisionRecord:
+    """The decision of that id.
+
+    Raises:
+        NotFoundError: there is none.
+        UnavailableError: this process has no database, or it is away.
+    """
+    record = await database_of(service).ask(lambda connection: queries.decision(connection, decision))
+    if record is None:
+        raise NotFoundError(f"there is no decision {decision!r}", field="decision", value=decision)
+    return record
 
 
 class _Wanted(msgspec.Struct, frozen=True):
@@ -245,14 +244,15 @@ def _view(recorded: Recorded) -> EventView:
     )
 
 
-def _view_of_body(sequence: int, time: datetime, event_id: str, body: msgspec.Raw) -> EventView:
-    entry: dict[str, Any] = msgspec.json.decode(body)
+def view_of_record(record: queries.EventRecord) -> EventView:
+    """An event of the history."""
+    entry: dict[str, Any] = msgspec.json.decode(record.body)
     envelope = entry["envelope"]
     occurred_at = envelope.get("occurred_at")
     return EventView(
-        sequence=sequence,
-        time=time,
-        id=event_id,
+        sequence=record.sequence,
+        time=record.time,
+        id=record.event_id,
         type=entry["event"]["type"],
         event=entry["event"],
         actor=envelope["actor"],
@@ -264,7 +264,27 @@ def _view_of_body(sequence: int, time: datetime, event_id: str, body: msgspec.Ra
     )
 
 
-def _database(service: Service) -> Database:
+def view_of_decision(record: queries.DecisionRecord) -> DecisionView:
+    """A decision of the history."""
+    return DecisionView(
+        record.id,
+        record.sequence,
+        record.kind,
+        record.outcome,
+        record.policy,
+        record.basis,
+        record.node,
+        record.model,
+        msgspec.json.decode(record.body),
+    )
+
+
+def database_of(service: Service) -> Database:
+    """The read model.
+
+    Raises:
+        UnavailableError: this process has none.
+    """
     if service.database is None:
         raise UnavailableError("this process has no database; ask the one with --database-url")
     return service.database

@@ -19,6 +19,7 @@ from modelyard_projections.homes import Homes
 from modelyard_services.api.traces import TRACE_KEY
 from modelyard_services.effects.database import Database
 from modelyard_services.effects.journal import Committed
+from modelyard_services.effects.past import Past
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.errors import (
     InvalidRequestError,
@@ -45,6 +46,30 @@ PAGE_MAX: Final = 1_000
 IDEMPOTENCY_KEY_MAX: Final = 255
 
 
+def node_in(fleet: Fleet, name: str) -> NodeState:
+    """The node `name` of `fleet`.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    found = fleet.nodes.get(NodeName(name))
+    if found is None:
+        raise NotFoundError(f"there is no node {name!r}", field="node", value=name)
+    return found
+
+
+def model_in(fleet: Fleet, name: str) -> ModelState:
+    """The model of that name or alias, defined or only scheduled or still running.
+
+    Raises:
+        ModelUnknownError: there is none.
+    """
+    found = fleet.models.get(fleet.model_named(name))
+    if found is None:
+        raise ModelUnknownError(f"there is no model {name!r}", field="model", value=name)
+    return found
+
+
 class Service(msgspec.Struct, frozen=True):
     """The API's shared parts."""
 
@@ -54,6 +79,7 @@ class Service(msgspec.Struct, frozen=True):
     database: Database | None = None
     search: Searcher = PLAIN
     homes: Homes = msgspec.field(default_factory=Homes)
+    past: Past = msgspec.field(default_factory=Past)
 
     @property
     def fleet(self) -> Fleet:
@@ -74,10 +100,7 @@ class Service(msgspec.Struct, frozen=True):
         Raises:
             NotFoundError: there is none.
         """
-        found = self.fleet.nodes.get(NodeName(name))
-        if found is None:
-            raise NotFoundError(f"there is no node {name!r}", field="node", value=name)
-        return found
+        return node_in(self.fleet, name)
 
     def model(self, name: str) -> ModelState:
         """The model of that name or alias, defined or only scheduled or still running.
@@ -85,10 +108,7 @@ class Service(msgspec.Struct, frozen=True):
         Raises:
             ModelUnknownError: there is none.
         """
-        found = self.fleet.models.get(self.fleet.model_named(name))
-        if found is None:
-            raise ModelUnknownError(f"there is no model {name!r}", field="model", value=name)
-        return found
+        return model_in(self.fleet, name)
 
     async def commit(
         self, request: ApiRequest, decide: Decide, *, matches: SequenceOf | None = None, command: str | None = None

@@ -105,7 +105,7 @@ class ReplicaView(msgspec.Struct, frozen=True):
     gpus: list[int]
     vram: int
     vram_rule: FootprintRule
-    in_flight: int
+    in_flight: int | None
     last_used: datetime | None
     revision: str
     reason: str | None
@@ -181,9 +181,11 @@ class SettingsView(msgspec.Struct, frozen=True):
     sequence: int
 
 
-def node_view(node: NodeState, settings: Settings, demand: Demand, *, now_ns: int, monotonic_ns: int) -> NodeView:
+def node_view(
+    node: NodeState, settings: Settings, demand: Demand | None, *, now_ns: int, monotonic_ns: int
+) -> NodeView:
     """A node as the API shows it; readings come from its last heartbeat, if it is from this incarnation."""
-    heard = demand.nodes.get(node.name)
+    heard = demand.nodes.get(node.name) if demand else None
     heartbeat = heard.heartbeat if heard and heard.heartbeat.incarnation == node.incarnation else None
     silent_ns = monotonic_ns - heard.heard_ns if heard else 0
     return NodeView(
@@ -213,10 +215,10 @@ def node_view(node: NodeState, settings: Settings, demand: Demand, *, now_ns: in
     )
 
 
-def replica_view(replica: ReplicaState, fleet: Fleet, demand: Demand, *, monotonic_ns: int) -> ReplicaView:
-    """A replica as the API shows it; `unreachable` while its node is lost (rule R1)."""
+def replica_view(replica: ReplicaState, fleet: Fleet, demand: Demand | None, *, monotonic_ns: int) -> ReplicaView:
+    """A replica as the API shows it; `unreachable` while its node is lost (rule R1). Without `demand` it is past."""
     reservation = fleet.reservations.get(replica.reservation)
-    used_ns = demand.last_used_ns.get(replica.id)
+    used_ns = demand.last_used_ns.get(replica.id) if demand else None
     phase = replica.phase
     unreachable = isinstance(fleet.nodes[replica.node].liveness, Lost)
     return ReplicaView(
@@ -229,7 +231,7 @@ def replica_view(replica: ReplicaState, fleet: Fleet, demand: Demand, *, monoton
         gpus=list(replica.gpus),
         vram=sum(reservation.vram.values()) if reservation else 0,
         vram_rule=replica.footprint_rule,
-        in_flight=demand.in_flight(fleet.settings, replica.id, now_ns=monotonic_ns),
+        in_flight=demand.in_flight(fleet.settings, replica.id, now_ns=monotonic_ns) if demand else None,
         last_used=instant(used_ns) if used_ns else None,
         revision=replica.revision,
         reason=phase.reason if isinstance(phase, Draining) else None,

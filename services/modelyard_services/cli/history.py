@@ -89,17 +89,18 @@ def _follow(session: Session, after: int | None, filters: dict[str, Any]) -> Non
 
 
 def _print(event: dict[str, Any], out: Console) -> None:
+    out.print(event_line(event), highlight=False, markup=False)
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """An event with actor and cause in one line."""
     actor = f"{event['actor']['kind']}:{event['actor']['name']}"
     cause = f" ← {event['causation']}" if event.get("causation") else ""
     cause += f" (occurred {event['occurred_at'][11:23]})" if _told_late(event) else ""
     body = {key: value for key, value in event["event"].items() if key not in {"type", "decision", "launch", "spec"}}
     told = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in body.items())
     tag = event["type"].rsplit(".", 1)[0]
-    out.print(
-        f"{event['sequence']:>6} {event['time'][11:23]} {tag:<26} {actor:<24} {told}{cause}",
-        highlight=False,
-        markup=False,
-    )
+    return f"{event['sequence']:>6} {event['time'][11:23]} {tag:<26} {actor:<24} {told}{cause}"
 
 
 def _told_late(event: dict[str, Any]) -> bool:

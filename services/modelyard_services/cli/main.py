@@ -19,6 +19,7 @@ from modelyard_services.cli import (
     history,
     models,
     nodes,
+    past,
     processes,
     replicas,
     simulation,
@@ -54,6 +55,7 @@ access.register(app)
 configuration.register(app)
 replicas.register(app)
 history.register(app)
+past.register(app)
 simulation.register(app)
 processes.register(app)
 doctor.register(app)

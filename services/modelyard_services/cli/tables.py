@@ -17,7 +17,7 @@ WIDTH_MAX: Final = 10_000
 """Of a line that goes to a file or a program: there a wrapped cell is a broken one."""
 
 PROSE: Final = frozenset(
-    {"TROUBLE", "WHY NOT", "UNSATISFIABLE", "NOTE", "LABELS", "NODES", "FOUND", "TO DO", "WHAT FOR", ""}
+    {"TROUBLE", "WHY NOT", "UNSATISFIABLE", "NOTE", "LABELS", "NODES", "FOUND", "TO DO", "WHAT FOR", "OUTCOME", ""}
 )
 """Columns that may wrap: texts of several words, whose lines read well below one another."""
 

@@ -35,8 +35,7 @@ def recount(fleet: Fleet, decision: Decision, model: ModelName) -> Recount:
     """The account of `decision` about `model`, on the `fleet` of its `basis`.
 
     Raises:
-        ConflictError: no node was judged for it, or another version of the policy decided.
-        ValueError: its telemetry can't be read.
+        ConflictError: no node was judged for it, another version of the policy decided, or its telemetry can't be read.
     """
     if fleet.sequence != decision.basis:
         raise AssertionError(f"decided on sequence {decision.basis}, not on {fleet.sequence}")
@@ -72,7 +71,12 @@ def _wished(fleet: Fleet, decision: Decision, model: ModelName) -> Wish:
 
 
 def _measurements(decision: Decision) -> Readings | None:
-    return None if decision.telemetry is None else expand(decision.telemetry)
+    if decision.telemetry is None:
+        return None
+    try:
+        return expand(decision.telemetry)
+    except ValueError as error:
+        raise ConflictError(str(error), field="telemetry") from error
 
 
 def _agrees(fleet: Fleet, readings: Readings, wish: Wish, decision: Decision) -> bool:

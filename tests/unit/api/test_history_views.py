@@ -5,7 +5,10 @@ import msgspec
 from modelyard_events.codec import encode
 from modelyard_events.envelope import Recorded
 from modelyard_events.node import NodeCordoned
-from modelyard_services.api.history import _view, _view_of_body
+from modelyard_projections.fleet import Fleet
+from modelyard_projections.history import History
+from modelyard_projections.queries import EventRecord
+from modelyard_services.api.history import _view, view_of_record
 from modelyard_services.cli.history import _told_late
 from tests.support.samples import ENVELOPE
 
@@ -15,7 +18,9 @@ def test_a_page_and_a_stream_show_the_same_event_alike() -> None:
     event = NodeCordoned(node="n1")
     recorded = Recorded(7, 1_750_000_000_000_000_000, ENVELOPE.event_id(0), event, ENVELOPE)
     streamed = _view(recorded)
-    paged = _view_of_body(7, recorded.time, recorded.event_id, msgspec.Raw(encode(event, ENVELOPE)))
+    history = History()
+    history.add(recorded, encode(event, ENVELOPE), Fleet())
+    paged = view_of_record(msgspec.convert(history.events[0], EventRecord, from_attributes=True))
     assert msgspec.json.encode(streamed) == msgspec.json.encode(paged)
     assert streamed.time == recorded.time
     assert paged.occurred_at == ENVELOPE.occurred_at is not None
