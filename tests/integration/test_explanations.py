@@ -101,6 +101,7 @@ async def test_a_chain_of_causes_is_told_from_its_beginning(yard: Yard) -> None:
     assert told["complete"] is True
     first = await yard.get(f"/events/{sequences[0]}/causes")
     assert (first["causes"], first["complete"]) == ([], True)
+    assert (await yard.get("/events/first/causes", status=400))["field"] == "sequence"
     missing = await yard.get("/events/999/causes", status=404)
     assert missing["field"] == "sequence"
 

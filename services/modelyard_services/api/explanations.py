@@ -26,7 +26,7 @@ from modelyard_services.api.history import (
     view_of_decision,
     view_of_record,
 )
-from modelyard_services.api.moments import At, Moment, moment, open_log
+from modelyard_services.api.moments import At, Moment, moment, open_log, sequence_of
 from modelyard_services.api.service import PAGE_MAX, ApiRequest, Service, model_in, node_in, page, service_of
 from modelyard_services.errors import NotFoundError
 from modelyard_services.policy.explain import NodeAccount, explain
@@ -113,10 +113,11 @@ class Explanations(Controller):
     guards = [requires("viewer")]  # noqa: RUF012 - the framework reads it as a class attribute
     tags = ["history"]  # noqa: RUF012 - as above
 
-    @get("/events/{sequence:int}/causes", summary="Show what led to an event")
-    async def show_causes(self, request: ApiRequest, sequence: FromPath[int]) -> CausesView:
+    @get("/events/{sequence:str}/causes", summary="Show what led to an event")
+    async def show_causes(self, request: ApiRequest, sequence: FromPath[str]) -> CausesView:
         """The chain of causes back to the first one, and the event's own effects."""
-        return await database_of(service_of(request)).ask(lambda connection: _causes(connection, sequence))
+        wanted = sequence_of(sequence, field="sequence")
+        return await database_of(service_of(request)).ask(lambda connection: _causes(connection, wanted))
 
     @get("/decisions/{decision:str}/account", summary="Recompute a decision's full account")
     async def show_account(

@@ -14,7 +14,7 @@ from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet
 from modelyard_services.api.service import Service
 from modelyard_services.effects.log.contract import Log
-from modelyard_services.errors import InvalidRequestError, UnavailableError
+from modelyard_services.errors import InvalidQueryError, InvalidRequestError, UnavailableError
 from modelyard_services.policy.readings import Readings
 from modelyard_services.policy.searcher import PLAIN, Searcher
 
@@ -45,7 +45,7 @@ async def moment(service: Service, at: str | None, *, field: str = "at") -> Mome
     """The moment that `at` names.
 
     Raises:
-        InvalidRequestError: it isn't a moment, or hasn't come yet.
+        InvalidQueryError: it isn't a moment, or hasn't come yet.
         NotYetError: it is a long way back, and not all of it is folded yet.
         OverloadedError: too many ask about the past already.
         UnavailableError: the log is away.
@@ -63,10 +63,10 @@ async def _folded(service: Service, at: str, field: str) -> Fleet:
     log = open_log(service)
     try:
         if at.isascii() and at.isdigit():
-            return await service.past.at_sequence(log, _sequence(at))
-        return await service.past.at_time(log, _time_ns(at, field), now_ns=service.runtime.clock.now_ns())
+            return await service.past.at_sequence(log, sequence_of(at, field=field))
+        return await service.past.at_time(log, _time_ns(at), now_ns=service.runtime.clock.now_ns())
     except InvalidRequestError as error:
-        raise InvalidRequestError(error.detail, field=field, value=at) from error
+        raise InvalidQueryError(f"{field}: {error.detail}", field=field, value=at) from error
 
 
 def open_log(service: Service) -> Log:
@@ -80,21 +80,26 @@ def open_log(service: Service) -> Log:
     return service.runtime.log
 
 
-def _sequence(digits: str) -> int:
-    if len(digits) > SEQUENCE_DIGITS_MAX:
-        raise InvalidRequestError("no sequence is that long")
-    return int(digits)
+def sequence_of(given: str, *, field: str) -> int:
+    """The sequence that a client wrote.
+
+    Raises:
+        InvalidRequestError: it isn't one.
+    """
+    if not (given.isascii() and given.isdigit()):
+        raise InvalidRequestError(f"{given!r} isn't a sequence: a whole number", field=field, value=given)
+    if len(given) > SEQUENCE_DIGITS_MAX:
+        raise InvalidRequestError("no sequence is that long", field=field, value=given)
+    return int(given)
 
 
-def _time_ns(given: str, field: str) -> int:
+def _time_ns(given: str) -> int:
     # A `+` in a query is a blank unless the client escapes it.
     text = given.strip().replace(" ", "+") if "T" in given else given
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
-        raise InvalidRequestError(
-            f"{given!r} is neither a sequence nor a time like 2026-01-31T12:00:00Z", field=field, value=given
-        ) from None
+        raise InvalidRequestError(f"{given!r} is neither a sequence nor a time like 2026-01-31T12:00:00Z") from None
     if found.tzinfo is None:
-        raise InvalidRequestError("a time needs its zone, as in 2026-01-31T12:00:00Z", field=field, value=given)
+        raise InvalidRequestError("a time needs its zone, as in 2026-01-31T12:00:00Z")
     return round(found.timestamp() * 1e6) * 1_000

@@ -18,7 +18,7 @@ from modelyard_services.api.access import requires
 from modelyard_services.api.difference import Change, Kind, difference
 from modelyard_services.api.moments import At, Moment, moment
 from modelyard_services.api.service import PAGE_MAX, ApiRequest, page, service_of
-from modelyard_services.errors import InvalidRequestError, PayloadTooLargeError
+from modelyard_services.errors import InvalidQueryError, PayloadTooLargeError
 
 STATE_ENTITIES_MAX: Final = 10_000
 """In one answer: about 10 MB. More is asked for list by list, each with `?at=`."""
@@ -97,8 +97,10 @@ class PastStates(Controller):
         before = (await moment(service, since, field="from")).fleet
         later = (await moment(service, until or str(service.fleet.sequence), field="to")).fleet
         if later.sequence < before.sequence:
-            raise InvalidRequestError(
-                f"to (sequence {later.sequence}) is before from (sequence {before.sequence})", field="to", value=until
+            raise InvalidQueryError(
+                f"to: it (sequence {later.sequence}) is before from (sequence {before.sequence})",
+                field="to",
+                value=until,
             )
         changes = [one for one in difference(before, later) if kind is None or one.kind == kind]
         taken, cursor = page(changes, _key, limit=limit, after=after)

@@ -22,7 +22,7 @@ from modelyard_services.errors import InvalidQueryError
         ("/nodes?limit=0", "limit", "0", "limit"),
         ("/nodes?limit=1&limit=2", "limit", "2", "twice"),
         ("/nodes?min_seq=soon", "min_seq", "soon", "whole number"),
-        ("/models?node=n", "node", "n", "known are limit, after, min_seq"),
+        ("/models?node=n", "node", "n", "known are at, limit, after, min_seq"),
         ("/replicas?state=redy", "state", "redy", "did you mean 'ready'?"),
         ("/replicas?replica_state=ready", "replica_state", "ready", "known are model, node, state"),
         ("/replicas?=x", "", "x", "there is no query parameter ''"),
@@ -39,7 +39,7 @@ from modelyard_services.errors import InvalidQueryError
         ("/events/stream?type=replicas", "type", "replicas", "did you mean 'replica'?"),
         ("/events/stream?limit=3", "limit", "3", "known are after, node, model, type, actor, correlation, min_seq"),
         ("/tokens?revokd=true", "revokd", "true", "there is no query parameter 'revokd' here"),
-        ("/state/hash?at=5", "at", "5", "min_seq"),
+        ("/state/hash?then=5", "then", "5", "min_seq"),
         ("/openapi.json?pretty", "pretty", "", "min_seq"),
     ],
 )

@@ -112,7 +112,7 @@ async def test_what_is_no_moment_is_refused_by_its_field(
     await happened(runtime, *a_pending_node("n1"))
     for path, query in (("/nodes", "at"), ("/state", "at"), ("/diff", "from")):
         problem = await refused(client, path, **{query: at})
-        assert (problem["code"], problem["field"], problem["value"]) == ("invalid_request", query, at)
+        assert (problem["code"], problem["field"], problem["value"]) == ("invalid_query", query, at)
         assert says in problem["detail"]
 
 
