@@ -1,9 +1,10 @@
 """What every process of the control plane must be told: read once at the edge, frozen, passed down."""
 
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
+from modelyard_events.errors import InvalidValueError
 from modelyard_events.spec import ScheduleSource
 
 WAIT_SECONDS: Final = 60.0
@@ -11,6 +12,9 @@ WAIT_SECONDS: Final = 60.0
 
 QUEUE_MAX: Final = 1_024
 """Requests that wait per model and router (rule T7)."""
+
+PROBE_SECONDS: Final = 2.0
+"""An idle server answers a health check in milliseconds; two seconds allow for a machine under load (rule T4)."""
 
 PROBE_FRESH_SECONDS: Final = 30.0
 """How long a replica that answered its probe is used unasked (rule T4)."""
@@ -24,6 +28,13 @@ LEASE_SECONDS_LEAST: Final = 1.0
 
 LEASE_SECONDS_MOST: Final = 60.0
 """Nobody acts for this long after a crash: more than a fleet should wait."""
+
+
+LOG_LINES_MOST: Final = 10_000
+"""Of one replica: its two log files then take a hundred megabytes."""
+
+STDERR_LINES_MOST: Final = 100
+"""With the end of a process: more than any traceback that somebody reads."""
 
 
 class NatsSettings(msgspec.Struct, frozen=True):
@@ -73,12 +84,45 @@ class ConfigurationSettings(msgspec.Struct, frozen=True):
     files: tuple[str, ...] = ()
 
 
+class WorkerFigures(msgspec.Struct, frozen=True):
+    """How a worker looks after its processes: questions and their limit (T4), ports (W4), what it keeps (W5, W7)."""
+
+    probe_seconds: float = PROBE_SECONDS
+    probe_interval_seconds: float = 15.0
+    probe_misses: int = 3
+    port_quarantine_seconds: float = 15.0
+    log_lines: int = 1_000
+    stderr_lines: int = 20
+
+    def checked(self) -> Self:
+        """Itself, if it makes sense.
+
+        Raises:
+            InvalidValueError: the next question would come before the answer to the last.
+        """
+        if self.probe_seconds >= self.probe_interval_seconds:
+            problem = f"must be more than probe_seconds ({self.probe_seconds:g}): an answer may take that long"
+            raise InvalidValueError("probe_interval_seconds", self.probe_interval_seconds, problem)
+        return self
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The same as options of `modelyard worker`."""
+        return options_of(self)
+
+
 class RouterSettings(msgspec.Struct, frozen=True):
     """How requests wait and replicas are probed; `probe_fresh_seconds` 0 asks a process before every use (T4)."""
 
     wait_seconds: float = WAIT_SECONDS
     queue_max: int = QUEUE_MAX
     probe_fresh_seconds: float = PROBE_FRESH_SECONDS
+    probe_seconds: float = PROBE_SECONDS
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The same as options of `modelyard api`."""
+        return options_of(self)
 
 
 class ReconcilerSettings(msgspec.Struct, frozen=True):
@@ -107,3 +151,9 @@ class ApiSettings(msgspec.Struct, frozen=True):
     database_url: str | None = None
     open_on_loopback: bool = True
     router: RouterSettings = RouterSettings()
+
+
+def options_of(settings: msgspec.Struct) -> tuple[str, ...]:
+    """Each field as the option of its name: `queue_max` is `--queue-max`."""
+    told = msgspec.structs.asdict(settings).items()
+    return tuple(word for name, value in told for word in (f"--{name.replace('_', '-')}", str(value)))

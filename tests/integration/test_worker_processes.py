@@ -22,6 +22,7 @@ from modelyard_events.requests import Crashed, Loaded, LoadFailed, LoadStarted, 
 from modelyard_events.spec import Health, LaunchSpec, SecretRef
 from modelyard_services.effects.health import Healthy, Refused, TimedOut, Unhealthy
 from modelyard_services.errors import ConflictError
+from modelyard_services.settings import WorkerFigures
 from modelyard_services.worker.processes import PortRange
 from modelyard_services.worker.processes.keeper import TERMINATE_SECONDS
 from modelyard_services.worker.processes.state import Record, StateDirectory
@@ -196,6 +197,21 @@ async def test_a_crash_tells_the_exit_code_and_the_last_lines_of_stderr(tmp_path
         assert told.facts[-1] is crashed
 
 
+async def test_a_worker_keeps_and_tells_as_many_lines_as_it_is_told(tmp_path: Path) -> None:
+    """W5, W7, S1: by the rule it would be 20 and 1,000."""
+    told = Told()
+    loud = """
+        for number in range(30): print("line", number, file=sys.stderr)
+        raise SystemExit(1)
+    """
+    async with supervised(tmp_path, told, figures=WorkerFigures(log_lines=4, stderr_lines=3)) as processes:
+        await processes.start(request("r1", script(dedent(loud))))
+        failed = await told.wait(LoadFailed)
+        assert failed.exit is not None
+        assert failed.exit.stderr_tail == ("line 27", "line 28", "line 29")
+        assert [line.text for line in await processes.logs("r1")] == [f"line {number}" for number in range(26, 30)]
+
+
 async def test_a_crash_by_signal_names_it_and_ends_the_helpers(tmp_path: Path) -> None:
     """W5."""
     told = Told()
@@ -312,7 +328,8 @@ async def test_a_port_is_not_used_again_before_its_quarantine_is_over(tmp_path: 
     """W4, X22: a late request can't reach the next model."""
     told = Told()
     one = free_range()
-    async with supervised(tmp_path, told, ports=PortRange(one.first, one.first), quarantine_seconds=1.0) as processes:
+    ports, figures = PortRange(one.first, one.first), WorkerFigures(port_quarantine_seconds=1.0)
+    async with supervised(tmp_path, told, ports=ports, figures=figures) as processes:
         await processes.start(request("r1", echo()))
         assert await processes.start(request("r2", echo(), model="other")) is None
         await processes.stop(R1)
@@ -609,7 +626,7 @@ async def test_a_chatty_process_keeps_its_last_thousand_lines_in_bounded_space(t
 async def test_a_health_check_tells_busy_from_gone_and_from_unwell(tmp_path: Path) -> None:
     """T4: busy is not dead."""
     told = Told()
-    async with supervised(tmp_path, told, probe_seconds=0.5) as processes:
+    async with supervised(tmp_path, told, figures=WorkerFigures(probe_seconds=0.5)) as processes:
         await processes.start(request("r1", echo("--serial", "--token-seconds", "3")))
         await processes.start(request("r2", echo("--startup-seconds", "60"), replica_index=1))
         address = (await told.wait(Loaded, "r1")).address
@@ -638,7 +655,8 @@ async def test_the_grpc_health_service_makes_a_process_ready(tmp_path: Path) -> 
 async def test_three_missed_probes_while_idle_fail_that_replica_alone(tmp_path: Path) -> None:
     """T4, X15."""
     told = Told()
-    async with supervised(tmp_path, told, probe_interval_seconds=0.2, probe_seconds=0.2) as processes:
+    figures = WorkerFigures(probe_interval_seconds=0.2, probe_seconds=0.2)
+    async with supervised(tmp_path, told, figures=figures) as processes:
         hung = await processes.start(request("r1", echo()))
         await processes.start(request("r2", echo(), replica_index=1))
         await asyncio.gather(told.wait(Loaded, "r1"), told.wait(Loaded, "r2"))
@@ -650,10 +668,31 @@ async def test_three_missed_probes_while_idle_fail_that_replica_alone(tmp_path: 
         assert len(told.of(ProbeFailed)) == 1
 
 
+@pytest.mark.parametrize("misses", [1, 4])
+async def test_an_idle_replica_fails_after_as_many_missed_probes_as_the_worker_is_told(
+    tmp_path: Path, misses: int
+) -> None:
+    """T4, S1: a pause of half a second before each question, and a tenth for its answer."""
+    told = Told()
+    figures = WorkerFigures(probe_interval_seconds=0.5, probe_seconds=0.1, probe_misses=misses)
+    async with supervised(tmp_path, told, figures=figures) as processes:
+        hung = await processes.start(request("r1", echo()))
+        await told.wait(Loaded)
+        assert hung is not None
+        began = time.monotonic()
+        os.kill(hung.process.pid, signal.SIGSTOP)
+        await told.wait(ProbeFailed)
+        os.kill(hung.process.pid, signal.SIGCONT)
+        # The first question may fall anywhere in its interval.
+        assert time.monotonic() - began >= (misses - 1) * 0.6
+        if misses == 1:
+            assert time.monotonic() - began < 1.5
+
+
 async def test_missed_probes_while_requests_are_in_flight_fail_nobody(tmp_path: Path) -> None:
     """T4: busy is not dead."""
     told = Told()
-    settings = {"probe_interval_seconds": 0.1, "probe_seconds": 0.1}
+    settings = {"figures": WorkerFigures(probe_interval_seconds=0.1, probe_seconds=0.1)}
     async with supervised(tmp_path, told, is_idle=lambda _: False, **settings) as processes:
         running = await processes.start(request("r1", echo()))
         await told.wait(Loaded)

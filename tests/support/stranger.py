@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 from modelyard_services.effects.port_claims import Claims, claims_directory
+from modelyard_services.settings import WorkerFigures
 from modelyard_services.worker.processes.launch import LaunchRefusedError
-from modelyard_services.worker.processes.ports import QUARANTINE_SECONDS, PortRange, Ports
+from modelyard_services.worker.processes.ports import PortRange, Ports
 from tests.support.background import Background
 
 ASK_SECONDS = 0.02
@@ -25,7 +26,7 @@ class Stranger(Background):
         ports = Ports(
             PortRange(self._port, self._port),
             host="127.0.0.1",
-            quarantine_seconds=QUARANTINE_SECONDS,
+            quarantine_seconds=WorkerFigures().port_quarantine_seconds,
             claims=Claims(claims_directory()),
         )
         while not self.stop.wait(ASK_SECONDS):

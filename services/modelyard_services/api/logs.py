@@ -24,9 +24,10 @@ from modelyard_services.api.access import requires
 from modelyard_services.api.service import ApiRequest, Service, service_of
 from modelyard_services.effects.bus import Bus
 from modelyard_services.errors import NotFoundError, UnavailableError
+from modelyard_services.settings import LOG_LINES_MOST
 
-LINES_MAX: Final = 1_000
-"""What a worker keeps of each replica."""
+QUEUE_LINES_MAX: Final = 1_000
+"""Lines that wait for a slow reader: then the worker waits."""
 
 ANSWER_SECONDS: Final = 5.0
 """A worker that has said nothing for so long is away."""
@@ -50,7 +51,9 @@ class LineView(msgspec.Struct, frozen=True):
     text: str
 
 
-Lines = Annotated[int, QueryParameter(ge=1, le=LINES_MAX, description="Of each replica's last lines.")]
+Lines = Annotated[
+    int, QueryParameter(ge=1, le=LOG_LINES_MOST, description="Of each replica's last lines, as its worker keeps them.")
+]
 
 
 class Logs(Controller):
@@ -108,7 +111,7 @@ async def followed(
     bus: Bus, nodes: Sequence[NodeName], wanted: LogsRequest, *, renew_seconds: float = LOGS_RENEW_SECONDS
 ) -> AsyncGenerator[bytes, None]:
     """Lines as they come, one JSON object a line. Workers are told so for as long as somebody reads them."""
-    queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=LINES_MAX)
+    queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=QUEUE_LINES_MAX)
 
     async def feed(node: NodeName) -> None:
         lease = secrets.token_hex(LEASE_BYTES)

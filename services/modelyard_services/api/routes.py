@@ -22,7 +22,7 @@ from modelyard_services.settings import WAIT_SECONDS
 
 
 class RouteBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which model; `wait_seconds` is how long to wait for a cold one, at most 60.
+    """Which model; `wait_seconds` is how long to wait for a cold one, at most 60, or as the router is set up.
 
     `session` and `prompt_prefix` say what belongs together, where the model's schedule asks for it (T3).
     """
@@ -61,14 +61,15 @@ class Routes(Controller):
     @post("/", status_code=201, summary="Route a request")
     async def route(self, request: ApiRequest, data: JSONBody[RouteBody]) -> LeaseView:
         """A lease on the best replica; a cold model is loaded and waited for (T1, T5)."""
-        if data.wait_seconds is not None and not 0 <= data.wait_seconds <= WAIT_SECONDS:
-            problem = f"wait_seconds is 0 to {WAIT_SECONDS:.0f}"
-            raise InvalidRequestError(problem, field="wait_seconds", value=data.wait_seconds)
+        service = service_of(request)
+        router = _router(service)
+        most = max(WAIT_SECONDS, router.settings.wait_seconds)
+        if data.wait_seconds is not None and not 0 <= data.wait_seconds <= most:
+            raise InvalidRequestError(f"wait_seconds is 0 to {most:g}", field="wait_seconds", value=data.wait_seconds)
         caller = Caller(actor=request.auth.actor, trace=trace_of(request))
         hint = hint_for(data.session, data.prompt_prefix)
-        service = service_of(request)
         ask = Ask(data.wait_seconds, lease_seconds=service.fleet.settings.lease_seconds, caller=caller, hint=hint)
-        return _view(await _router(service).route(data.model, ask))
+        return _view(await router.route(data.model, ask))
 
     @post("/{lease:str}", status_code=200, summary="Renew a lease")
     async def renew(self, request: ApiRequest, lease: FromPath[str]) -> LeaseView:

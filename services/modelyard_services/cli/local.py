@@ -17,8 +17,10 @@ from modelyard_events.ids import LabelKey
 from modelyard_events.names import label_value, node_name, operator_label_key
 from modelyard_events.sizes import parse_size, parse_vram_budget
 from modelyard_services.cli import tables
+from modelyard_services.cli.groups import Care, ProbeSeconds, Routing, router_settings, worker_figures
 from modelyard_services.cli.session import CommandFailedError, Session
 from modelyard_services.errors import InvalidRequestError
+from modelyard_services.settings import PROBE_SECONDS
 from modelyard_services.supervisor.settings import Endpoints
 
 Serve = Callable[[asyncio.Event], Awaitable[None]]
@@ -46,6 +48,8 @@ def up(  # noqa: PLR0913 - one option per setting
     gpus: str | None = None,
     auto_approve: bool | None = None,
     log_level: LogLevel = "info",
+    routing: Routing | None = None,
+    care: Care | None = None,
     session: Here,
 ) -> None:
     """Run everything on this machine: servers, control plane, workers. Data stays in --data-dir.
@@ -112,6 +116,8 @@ def up(  # noqa: PLR0913 - one option per setting
         worker_gpus=gpus,
         auto_approve=is_loopback(host) if auto_approve is None else auto_approve,
         log_level=log_level,
+        router=router_settings(routing),
+        worker=worker_figures(care, probe_seconds=router_settings(routing).probe_seconds),
     )
 
     def on_ready(running: Running) -> None:
@@ -182,6 +188,8 @@ def worker(  # noqa: PLR0913 - one option per setting
     allow_command: Annotated[list[str] | None, Parameter(negative="")] = None,
     at_end: Literal["end", "end-with-parent", "keep", "depart"] = "end",
     log_level: LogLevel = "info",
+    probe_seconds: ProbeSeconds = PROBE_SECONDS,
+    care: Care | None = None,
 ) -> None:
     """Run one node: registers, runs the models placed on it, tells what happens.
 
@@ -229,6 +237,8 @@ def worker(  # noqa: PLR0913 - one option per setting
         long as the parent process does, which starts the next worker.
     log_level
         What to log on stderr.
+    probe_seconds
+        How long a replica may take to answer whether it is well.
     """
     from modelyard_services.effects.process import run_process
     from modelyard_services.effects.tracing import Traced
@@ -258,6 +268,7 @@ def worker(  # noqa: PLR0913 - one option per setting
         ports=_ports(port_range),
         allow_commands=tuple(allow_command or ()),
         at_end=at_end,
+        figures=worker_figures(care, probe_seconds=probe_seconds),
     )
     traced = Traced("worker", node=settings.name)
     run_process(ignoring(lambda stop: serve(settings, stop)), log_level=log_level, traced=traced)

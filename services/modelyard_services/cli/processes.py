@@ -15,20 +15,17 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter, validators
 
 from modelyard_services.cli import local
+from modelyard_services.cli.groups import Routing, router_settings
 from modelyard_services.settings import (
     LEASE_SECONDS,
     LEASE_SECONDS_LEAST,
     LEASE_SECONDS_MOST,
-    PROBE_FRESH_SECONDS,
-    QUEUE_MAX,
-    WAIT_SECONDS,
     ApiSettings,
     CalloutSettings,
     NatsSettings,
     ProcessSettings,
     ProjectorSettings,
     ReconcilerSettings,
-    RouterSettings,
 )
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -80,31 +77,6 @@ class Common:
         )
 
 
-@Parameter(name="*")
-class Routing:
-    """Options of every process that routes requests.
-
-    Parameters
-    ----------
-    wait_seconds
-        How long a request waits for a model that loads.
-    queue_max
-        Requests that may wait per model; those beyond get 429.
-    probe_fresh_seconds
-        How long a replica that answered its probe is used unasked; 0 probes before every use.
-    """
-
-    def __init__(
-        self,
-        *,
-        wait_seconds: Annotated[float, Parameter(validator=validators.Number(gte=0))] = WAIT_SECONDS,
-        queue_max: Annotated[int, Parameter(validator=validators.Number(gte=1))] = QUEUE_MAX,
-        probe_fresh_seconds: Annotated[float, Parameter(validator=validators.Number(gte=0))] = PROBE_FRESH_SECONDS,
-    ) -> None:
-        """Take the options."""
-        self.settings = RouterSettings(wait_seconds, queue_max, probe_fresh_seconds)
-
-
 def register(app: App) -> None:
     """Add the commands to `app`."""
     for command in (local.up, local.demo, local.worker, api, router, gateway, registrar, reconciler, projector):
@@ -144,12 +116,18 @@ def api(
         grpc_port=grpc_port,
         database_url=database_url,
         open_on_loopback=is_loopback(host),
-        router=_routing(routing),
+        router=router_settings(routing),
     )
     common.run("api", lambda stop: serve(settings, stop, joined=partial(joined, settings)))
 
 
-def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, routing: Routing | None = None, common: Common) -> None:
+def router(
+    *,
+    host: str = "127.0.0.1",
+    grpc_port: int = 7071,
+    routing: Routing | None = None,
+    common: Common,
+) -> None:
     """Run a router alone, behind gRPC.
 
     Parameters
@@ -163,12 +141,18 @@ def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, routing: Routing |
     from modelyard_services.router.settings import RouterProcessSettings
 
     settings = RouterProcessSettings(
-        common.process("router"), grpc_host=host, grpc_port=grpc_port, router=_routing(routing)
+        common.process("router"), grpc_host=host, grpc_port=grpc_port, router=router_settings(routing)
     )
     common.run("router", lambda stop: serve(settings, stop))
 
 
-def gateway(*, host: str = "127.0.0.1", port: int = 8080, routing: Routing | None = None, common: Common) -> None:
+def gateway(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    routing: Routing | None = None,
+    common: Common,
+) -> None:
     """Run a gateway alone, with its own router in process.
 
     Parameters
@@ -181,7 +165,7 @@ def gateway(*, host: str = "127.0.0.1", port: int = 8080, routing: Routing | Non
     from modelyard_services.gateway.main import serve
     from modelyard_services.gateway.settings import GatewaySettings
 
-    settings = GatewaySettings(common.process("gateway"), host=host, port=port, router=_routing(routing))
+    settings = GatewaySettings(common.process("gateway"), host=host, port=port, router=router_settings(routing))
     common.run("gateway", lambda stop: serve(settings, stop))
 
 
@@ -261,7 +245,3 @@ def projector(*, database_url: str, nats_copier_url: str | None = None, common: 
 
     settings = ProjectorSettings(common.process("projector"), database_url, copier_url=nats_copier_url)
     common.run("projector", lambda stop: serve(settings, stop))
-
-
-def _routing(options: Routing | None) -> RouterSettings:
-    return options.settings if options else RouterSettings()

@@ -14,9 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from modelyard_events.spec import Health
 
-PROBE_SECONDS: Final = 2.0
-"""An idle server answers a health check in milliseconds; two seconds allow for a machine under load."""
-
 GRPC_OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),  # else a refused connection's back-off is shared by the next probe
     ("grpc.enable_http_proxy", 0),
@@ -56,7 +53,7 @@ def describe(outcome: Outcome) -> str:
             return f"unhealthy: {status}"
 
 
-async def probe(health: Health, *, host: str, port: int, seconds: float = PROBE_SECONDS) -> Outcome:
+async def probe(health: Health, *, host: str, port: int, seconds: float) -> Outcome:
     """One question on a fresh connection, so that a kept one can't hide that the door is shut."""
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if health.http is not None:

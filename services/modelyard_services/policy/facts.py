@@ -49,6 +49,7 @@ from modelyard_services.errors import NodeGoneError, StaleFactError
 from modelyard_services.policy.draft import Draft
 from modelyard_services.policy.ending import begin_drain, end, request_stop
 from modelyard_services.policy.registration import check_address, check_capacity
+from modelyard_services.settings import STDERR_LINES_MOST
 
 FACTS_PER_APPEND: Final = 200
 """Facts decided together: each gives at most 4 events, an append holds 1,000."""
@@ -56,9 +57,9 @@ FACTS_PER_APPEND: Final = 200
 DETAIL_LENGTH_MAX: Final = 2_000
 """Characters of a worker's explanation: it stands in three events."""
 
-STDERR_LINES_MAX: Final = 20
 STDERR_LINE_LENGTH_MAX: Final = 500
-"""Of a process that failed (rule W5): enough for a traceback's end, 10 KB at most in an event."""
+STDERR_LENGTH_MAX: Final = 10_000
+"""Of a process that failed (rule W5), the last lines: enough for a traceback's end, and an event holds 64 KiB."""
 
 MEASURED_SLACK_BYTES: Final = 64 * 2**20
 MEASURED_SLACK_SHARE: Final = 0.05
@@ -303,8 +304,14 @@ def _departing(fleet: Fleet, node: NodeState) -> list[AnyEvent]:
 
 
 def _trimmed(exit_: ProcessExit) -> ProcessExit:
-    tail = tuple(line[:STDERR_LINE_LENGTH_MAX] for line in exit_.stderr_tail[-STDERR_LINES_MAX:])
-    return msgspec.structs.replace(exit_, stderr_tail=tail)
+    kept: list[str] = []
+    left = STDERR_LENGTH_MAX
+    for line in reversed(exit_.stderr_tail[-STDERR_LINES_MOST:]):
+        left -= min(len(line), STDERR_LINE_LENGTH_MAX)
+        if left < 0:
+            break
+        kept.append(line[:STDERR_LINE_LENGTH_MAX])
+    return msgspec.structs.replace(exit_, stderr_tail=tuple(reversed(kept)))
 
 
 def _in_words(exit_: ProcessExit) -> str:

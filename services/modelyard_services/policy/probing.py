@@ -13,12 +13,6 @@ Answer = Literal["healthy", "silent", "wrong"]
 BUSY_SECONDS: Final = 5.0
 """How long a replica that is too busy to answer is left in peace: else each request waits for a probe of its own."""
 
-INTERVAL_SECONDS: Final = 15.0
-"""How often a worker asks its own replicas."""
-
-MISSES_MAX: Final = 3
-"""Misses in a row that end an idle replica: one may be a long pause, three are 45 seconds."""
-
 
 def usable_seconds(answer: Answer, *, serving: bool, fresh_seconds: float = PROBE_FRESH_SECONDS) -> float | None:
     """How long the replica may be used unasked after `answer`; None when it may not be used."""

@@ -19,16 +19,20 @@ from modelyard_services.settings import PROBE_FRESH_SECONDS
 Ask = Callable[[str, Health], Awaitable[Outcome]]
 
 
-async def ask(address: str, health: Health) -> Outcome:
-    """The health check of the process at `address`."""
-    host, _, port = address.rpartition(":")
-    return await probe(health, host=host.strip("[]"), port=int(port))
+def asker(seconds: float) -> Ask:
+    """Asks the process at an address whether it is well, for so long at most."""
+
+    async def ask(address: str, health: Health) -> Outcome:
+        host, _, port = address.rpartition(":")
+        return await probe(health, host=host.strip("[]"), port=int(port), seconds=seconds)
+
+    return ask
 
 
 class Prober:
     """What is known of each replica's process; `fresh_seconds` 0 asks before every use."""
 
-    def __init__(self, *, fresh_seconds: float = PROBE_FRESH_SECONDS, asked: Ask = ask) -> None:
+    def __init__(self, *, fresh_seconds: float = PROBE_FRESH_SECONDS, asked: Ask) -> None:
         self._fresh_seconds = fresh_seconds
         self._ask = asked
         self._good: dict[ReplicaId, tuple[Process, int]] = {}

@@ -36,7 +36,7 @@ from modelyard_services.router.checks import Checks
 from modelyard_services.router.estimates import LoadTimes
 from modelyard_services.router.leases import Lease, LeaseBook
 from modelyard_services.router.loading import Caller, HeldUpError, Loader, pending, require_known, still_loading
-from modelyard_services.router.probes import Prober
+from modelyard_services.router.probes import Prober, asker
 from modelyard_services.router.reports import Reporter, readings_with, tokens_used, use_told_ns
 from modelyard_services.router.waiting import RETRY_SECONDS, Place, Queues
 from modelyard_services.settings import RouterSettings
@@ -96,7 +96,7 @@ class Router:
         self.incarnation = runtime.ids.new("router")
         self._book = LeaseBook(self.incarnation)
         self._board = Board(runtime.fleet, runtime.demand, self._book)
-        prober = prober or Prober(fresh_seconds=settings.probe_fresh_seconds)
+        prober = prober or Prober(fresh_seconds=settings.probe_fresh_seconds, asked=asker(settings.probe_seconds))
         self._checks = Checks(runtime, self._board, prober, reopened=lambda one: self._queues.wake([one.model]))
         self._queues = Queues(queue_max=settings.queue_max)
         self._loader = Loader(runtime, self.readings)

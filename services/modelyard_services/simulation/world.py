@@ -23,12 +23,13 @@ from modelyard_services.policy.facts import report
 from modelyard_services.policy.liveness import judge
 from modelyard_services.policy.look import look
 from modelyard_services.policy.placement import Outcome, Request, load_on_demand, place
-from modelyard_services.policy.probing import INTERVAL_SECONDS, MISSES_MAX, Answer, misses_after
+from modelyard_services.policy.probing import Answer, misses_after
 from modelyard_services.policy.readings import read
 from modelyard_services.policy.reconcile import reconcile
 from modelyard_services.policy.registration import register
 from modelyard_services.policy.routing import expected
 from modelyard_services.policy.tokens import digest_of
+from modelyard_services.settings import WorkerFigures
 from modelyard_services.simulation.machine import TOKEN, LoadsAs, Machine, fact_of, report_of, request_of
 from modelyard_services.simulation.router import SimulatedRouter
 
@@ -51,6 +52,9 @@ Act = Callable[["World"], str | None]
 
 REPROBE_SECONDS: Final = 2
 """How often a router asks a replica again that didn't answer it."""
+
+WORKER: Final = WorkerFigures()
+"""How workers look after their replicas: by the rule (T4)."""
 
 WAIT_SECONDS: Final = 60
 """How long a request waits for a model that loads (rule T5)."""
@@ -325,7 +329,7 @@ class World:
             self.seconds += 1
             self.hear()
             self.tell_routers()
-            if self.seconds % INTERVAL_SECONDS == 0:
+            if self.seconds % WORKER.probe_interval_seconds == 0:
                 self.probe()
             if self.seconds % REPROBE_SECONDS == 0:
                 self._reopen()
@@ -340,7 +344,7 @@ class World:
                 idle = not self.requests_on(state.id)
                 missed = self.answer_of(state.id) != "healthy"
                 self._misses[state.id] = misses_after(self._misses.get(state.id, 0), missed=missed, idle=idle)
-                if self._misses[state.id] == MISSES_MAX:
+                if self._misses[state.id] == WORKER.probe_misses:
                     self.tell(state.node, ProbeFailed(state.id, "no answer in time"))
 
     def next_command(self) -> CommandId:

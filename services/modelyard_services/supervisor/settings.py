@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from modelyard_services.settings import ConfigurationSettings
+from modelyard_services.settings import ConfigurationSettings, RouterSettings, WorkerFigures
 
 
 class UpSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +28,8 @@ class UpSettings(msgspec.Struct, frozen=True, kw_only=True):
     worker_labels: tuple[dict[str, str], ...] = ()
     auto_approve: bool = True
     log_level: str = "info"
+    router: RouterSettings = RouterSettings()
+    worker: WorkerFigures = WorkerFigures()
 
 
 class Endpoints(msgspec.Struct, frozen=True):

@@ -149,7 +149,7 @@ class _Yard:
         settings, ports = self._settings, self._ports
         approve = "--auto-approve" if settings.auto_approve else "--no-auto-approve"
         listen = ("--host", settings.host, "--port", str(ports.http), "--grpc-port", str(ports.grpc))
-        starts = [self._start_program("api", listen, ports.http, healthy="/healthz")]
+        starts = [self._start_program("api", (*listen, *settings.router.options), ports.http, healthy="/healthz")]
         for name, arguments, port in (
             ("registrar", (approve,), ports.registrar),
             ("reconciler", options_of(settings.configuration), ports.reconciler),
@@ -184,7 +184,7 @@ class _Yard:
         # A worker that is killed is started again and finds its replicas serving; none of them outlives us.
         arguments += ["--at-end", "end-with-parent"]
         arguments += [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
-        arguments += ["--vram", vram] if vram else []
+        arguments += [*settings.worker.options, *(("--vram", vram) if vram else ())]
         arguments += [] if settings.worker_gpus is None else ["--gpus", settings.worker_gpus]
         own = {key: value for key, value in self._environment.items() if not key.startswith("MODELYARD_")}
         own |= {

@@ -3,13 +3,10 @@
 from modelyard_events.fleet import Settings
 from modelyard_events.node import NodeFacts
 from modelyard_events.spec import FACTOR, ModelSpec, Schedule
-from modelyard_services.effects.health import PROBE_SECONDS
 from modelyard_services.effects.log.streams import TELEMETRY_AGE_NS
-from modelyard_services.policy import breaker, probing
+from modelyard_services.policy import breaker
 from modelyard_services.policy.filters import REPLICAS_PER_NODE_MAX
-from modelyard_services.settings import PROBE_FRESH_SECONDS, QUEUE_MAX, WAIT_SECONDS
-from modelyard_services.worker.processes.logs import LINES_MAX, STDERR_TAIL_LINES
-from modelyard_services.worker.processes.ports import QUARANTINE_SECONDS
+from modelyard_services.settings import RouterSettings, WorkerFigures
 
 
 def test_the_settings_begin_with_the_rules_figures() -> None:
@@ -57,15 +54,13 @@ def test_the_bounds_that_the_fleet_agrees_on_are_the_rules() -> None:
     assert (settings.load_backoff_seconds, settings.load_backoff_max_seconds) == (10, 300)
 
 
-def test_the_clocks_of_the_processes_tick_as_the_rules_say() -> None:
-    """N8, T4, W4: in seconds."""
+def test_the_figures_of_the_processes_are_the_rules() -> None:
+    """N8, R2, T4, T5, T7, W4, W5, W7: times in seconds."""
+    router, worker = RouterSettings(), WorkerFigures()
     assert TELEMETRY_AGE_NS == 30 * 10**9
-    assert (PROBE_SECONDS, PROBE_FRESH_SECONDS, probing.INTERVAL_SECONDS, probing.MISSES_MAX) == (2, 30, 15, 3)
-    assert QUARANTINE_SECONDS == 15
-
-
-def test_the_bounds_of_the_processes_are_the_rules() -> None:
-    """R2, T5, T7, W5, W7."""
     assert REPLICAS_PER_NODE_MAX == 900
-    assert (WAIT_SECONDS, QUEUE_MAX) == (60, 1_024)
-    assert (STDERR_TAIL_LINES, LINES_MAX) == (20, 1_000)
+    assert (router.wait_seconds, router.queue_max) == (60, 1_024)
+    assert (router.probe_seconds, router.probe_fresh_seconds) == (2, 30)
+    assert (worker.probe_seconds, worker.probe_interval_seconds, worker.probe_misses) == (2, 15, 3)
+    assert worker.port_quarantine_seconds == 15
+    assert (worker.stderr_lines, worker.log_lines) == (20, 1_000)

@@ -342,12 +342,20 @@ def test_an_address_that_nobody_could_reach_is_refused() -> None:
 
 
 def test_the_last_words_of_a_process_are_bounded() -> None:
-    """W5: twenty lines, and none of them endless."""
+    """W5: by what an event holds: twenty of the longest lines, and none of them endless."""
     exit_ = ProcessExit(exit_code=1, stderr_tail=tuple("x" * 5_000 for _ in range(100)))
     event = given(*NODE, *a_ready_replica()).when(telling(Crashed(R1, exit_))).events[0]
     assert isinstance(event, ReplicaCrashed)
     assert len(event.exit.stderr_tail) == 20
     assert len(event.exit.stderr_tail[0]) == 500
+
+
+def test_a_worker_may_tell_more_of_the_last_words_where_they_are_short() -> None:
+    """W5, S1: as many as its own --stderr-lines; the last ones, whole."""
+    exit_ = ProcessExit(exit_code=1, stderr_tail=("x" * 9_000, *(f"line {number}" for number in range(99))))
+    event = given(*NODE, *a_ready_replica()).when(telling(Crashed(R1, exit_))).events[0]
+    assert isinstance(event, ReplicaCrashed)
+    assert event.exit.stderr_tail == ("x" * 500, *(f"line {number}" for number in range(99)))
 
 
 def test_a_long_report_is_cut_into_appends_the_same_way_each_time() -> None:

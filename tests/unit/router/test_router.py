@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
@@ -783,3 +785,13 @@ async def test_a_router_tells_of_its_leases_as_often_as_the_settings_say(world: 
         await clock.looked_at()
         assert len(reports) == told
     telling.cancel()
+
+
+async def test_a_probe_takes_no_longer_than_the_router_is_told(world: World) -> None:
+    """T4, S1: whoever listens and says nothing is given up after a tenth of a second here, by the rule after two."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        async with Router(world.runtime, settings=RouterSettings(probe_seconds=0.1)) as router:
+            outcome = await router._checks._prober._ask(f"127.0.0.1:{silent.getsockname()[1]}", Health(http="/"))
+    assert outcome == TimedOut()
+    assert time.monotonic() - began < 1.5

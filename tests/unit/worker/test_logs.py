@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +37,7 @@ def test_a_line_without_end_is_cut_and_a_progress_bar_shows_its_last_state() -> 
 
 
 def test_a_reader_goes_on_over_a_rotation_and_misses_nothing(tmp_path: Path) -> None:
-    log = keeper.Log(tmp_path)
+    log = keeper.Log(tmp_path, 1_000)
     reader = log_file(tmp_path)
     seen: list[str] = []
     for batch in range(8):
@@ -50,7 +51,7 @@ def test_a_reader_goes_on_over_a_rotation_and_misses_nothing(tmp_path: Path) -> 
 
 
 def test_a_reader_that_is_two_rotations_behind_still_reads_all(tmp_path: Path) -> None:
-    log = keeper.Log(tmp_path)
+    log = keeper.Log(tmp_path, 1_000)
     log.write(b"o", [b"-1"])
     reader = log_file(tmp_path)
     seen = [line.text for line in reader.new()]
@@ -63,7 +64,7 @@ def test_a_reader_that_is_two_rotations_behind_still_reads_all(tmp_path: Path) -
 
 
 def test_the_last_lines_reach_back_over_a_rotation(tmp_path: Path) -> None:
-    log = keeper.Log(tmp_path)
+    log = keeper.Log(tmp_path, 1_000)
     for number in range(2_000):
         log.write(b"o", [f"{number}".encode() + b"." * 4000])
     reader = log_file(tmp_path)
@@ -72,8 +73,23 @@ def test_the_last_lines_reach_back_over_a_rotation(tmp_path: Path) -> None:
     assert [line.text.rstrip(".") for line in lines] == [str(number) for number in range(1_000, 2_000)]
 
 
+@pytest.mark.parametrize("kept", [5, 100])
+def test_as_many_of_the_last_lines_are_kept_as_is_asked_for_and_files_are_no_larger_than_that_takes(
+    tmp_path: Path, kept: int
+) -> None:
+    """W7, S1: of the longest lines; what is beyond makes place."""
+    log = keeper.Log(tmp_path, kept)
+    for number in range(2_000):
+        log.write(b"o", [f"{number}".encode() + b"." * 4_000])
+    reader = log_file(tmp_path)
+    lines = reader.last(kept)
+    reader.close()
+    assert [line.text.rstrip(".") for line in lines] == [str(number) for number in range(2_000 - kept, 2_000)]
+    assert sum(path.stat().st_size for path in tmp_path.glob("log*")) <= 2 * (kept + 1) * keeper.LOG_BYTES_PER_LINE
+
+
 def test_lines_that_a_full_disk_costs_are_counted_and_told(tmp_path: Path) -> None:
-    log = keeper.Log(tmp_path)
+    log = keeper.Log(tmp_path, 1_000)
     real, log._file = log._file, -1  # every write fails
     log.write(b"o", [b"lost", b"lost too"])
     log._file = real
@@ -85,11 +101,11 @@ def test_lines_that_a_full_disk_costs_are_counted_and_told(tmp_path: Path) -> No
 
 def test_stderr_is_told_apart(tmp_path: Path) -> None:
     """W5."""
-    log = keeper.Log(tmp_path)
+    log = keeper.Log(tmp_path, 1_000)
     log.write(b"o", [b"out"])
     log.write(b"e", [b"error one", b"error two"])
     log.write(b"o", [b"much later"] * 2_000)
-    assert stderr_tail(tmp_path) == ("error one", "error two")
+    assert stderr_tail(tmp_path, 20) == ("error one", "error two")
 
 
 @given(model=names, index=st.integers(0, 899))

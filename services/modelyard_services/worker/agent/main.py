@@ -111,6 +111,7 @@ async def _one_life(settings: WorkerSettings, inventory: Inventory, machine: Mac
             advertise=settings.advertise,
             ports=settings.ports,
             allow_commands=settings.allow_commands,
+            figures=settings.figures,
             at_worker_end=AT_WORKER_END[settings.at_end],
         ),
         on_fact=on_fact,

@@ -8,6 +8,7 @@ import msgspec
 from modelyard_events.ids import LabelKey, NodeName
 from modelyard_events.node import NodeType
 from modelyard_events.sizes import VramBudget
+from modelyard_services.settings import WorkerFigures
 from modelyard_services.worker.processes.ports import PortRange
 
 AtEnd = Literal["end", "end-with-parent", "keep", "depart"]
@@ -39,3 +40,4 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     ports: PortRange = PortRange()
     allow_commands: tuple[str, ...] = ()
     at_end: AtEnd = "end"
+    figures: WorkerFigures = WorkerFigures()

@@ -35,9 +35,9 @@ ORDER_BYTES_MAX: Final = 8 * 2**20
 LINE_BYTES_MAX: Final = 4096
 """Longer lines are cut into pieces: a page, as much as a pipe writes in one go."""
 
-LOG_FILE_BYTES_MAX: Final = 5 * 2**20
-"""1,000 of the longest lines fit in one file, so `log` and `log.1` hold at least the 1,000 that rule W7 asks for,
-and a replica never takes more than twice this."""
+LOG_BYTES_PER_LINE: Final = 5 * 1024
+"""As many of the longest lines as are to be kept fit in one file, so `log` and `log.1` hold at least these (rule W7),
+and a replica never takes more than twice that."""
 
 TERMINATE_SECONDS: Final = 2.0
 """Between SIGTERM and SIGKILL for those whose main process is gone or used its grace up."""
@@ -54,8 +54,9 @@ RUNNING, ASKED, TERMINATED, KILLED = range(4)
 class Log:
     """Lines with time and stream, in `log`, the older ones in `log.1`. A full disk costs lines, never the backend."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, lines: int) -> None:
         self._path = directory / "log"
+        self._bytes_max = lines * LOG_BYTES_PER_LINE
         self._lost = 0
         self._open()
 
@@ -76,7 +77,7 @@ class Log:
         self._size = os.fstat(self._file).st_size
 
     def _rotate(self) -> None:
-        if self._size >= LOG_FILE_BYTES_MAX:
+        if self._size >= self._bytes_max:
             self._path.rename(self._path.with_name("log.1"))
             full = self._file
             self._open()
@@ -126,7 +127,7 @@ class Keeper:
     def __init__(self, directory: Path, order: dict[str, Any]) -> None:
         self._directory = directory
         self._order = order
-        self._log = Log(directory)
+        self._log = Log(directory, int(order["log_lines"]))
         self._phase = RUNNING
         self._deadline: float | None = None
         self._status: int | None = None

@@ -65,6 +65,7 @@ class Order(msgspec.Struct, frozen=True):
     working_directory: str | None
     stop_grace_seconds: float
     dies_with: Identity | None
+    log_lines: int = 1_000
 
 
 def order_of(

@@ -15,12 +15,6 @@ from modelyard_events.ids import ReplicaId
 from modelyard_events.requests import LogLine
 from modelyard_services.worker.processes.keys import ProcessKey
 
-LINES_MAX: Final = 1_000
-"""Lines kept for each replica (rule W7)."""
-
-STDERR_TAIL_LINES: Final = 20
-"""Lines of stderr told with the end of a process (rule W5)."""
-
 FOLLOW_SECONDS: Final = 0.25
 """A person reads along; this is as fast as that needs to be."""
 
@@ -119,11 +113,11 @@ def merged(lines: Iterable[LogLine]) -> list[LogLine]:
     return sorted(lines, key=lambda line: line.time_ns)
 
 
-def stderr_tail(directory: Path) -> tuple[str, ...]:
+def stderr_tail(directory: Path, lines: int) -> tuple[str, ...]:
     """The last lines that went to stderr."""
     log = LogFile(directory, ReplicaId(""), ProcessKey(""))
     try:
-        errors = log.last(STDERR_TAIL_LINES, stream=b"e")
+        errors = log.last(lines, stream=b"e")
     finally:
         log.close()
     return tuple(line.text for line in errors)

@@ -1,18 +1,14 @@
 """Which port each process listens on.
 
-Invariant: a port is handed out only if nothing listens on it, nobody of ours on this machine has it, and 15 s have
-passed since the last one that did has exited, so that no late request reaches the wrong model (rule W4, trap X22).
+Invariant: a port is handed out only if nothing listens on it, nobody of ours on this machine has it, and the
+quarantine has passed since the last one that did has exited: longer than a router's view lags and a client keeps
+trying an address it was given, so that no late request reaches the wrong model (rule W4, trap X22).
 """
-
-from typing import Final
 
 import msgspec
 
 from modelyard_services.effects.port_claims import Claims, nobody_listens
 from modelyard_services.worker.processes.launch import LaunchRefusedError
-
-QUARANTINE_SECONDS: Final = 15.0
-"""Longer than a router's view lags and a client keeps trying an address it was given."""
 
 
 class PortRange(msgspec.Struct, frozen=True):

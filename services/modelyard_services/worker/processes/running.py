@@ -11,11 +11,10 @@ from modelyard_events.ids import IncarnationId, ReplicaId, Revision
 from modelyard_events.replica import Process
 from modelyard_events.spec import LaunchSpec
 from modelyard_events.telemetry import ReplicaActivity
-from modelyard_services.effects.health import PROBE_SECONDS
-from modelyard_services.policy.probing import INTERVAL_SECONDS
+from modelyard_services.settings import WorkerFigures
 from modelyard_services.worker.processes.keeper import start_ticks
 from modelyard_services.worker.processes.keys import ProcessKey
-from modelyard_services.worker.processes.ports import QUARANTINE_SECONDS, PortRange
+from modelyard_services.worker.processes.ports import PortRange
 from modelyard_services.worker.processes.state import Identity
 
 
@@ -34,9 +33,7 @@ class ProcessesSettings(msgspec.Struct, frozen=True, kw_only=True):
     ports: PortRange = PortRange()
     allow_commands: tuple[str, ...] = ()
     at_worker_end: Literal["keep", "end", "end_with_parent"] = "keep"
-    probe_interval_seconds: float = INTERVAL_SECONDS
-    probe_seconds: float = PROBE_SECONDS
-    quarantine_seconds: float = QUARANTINE_SECONDS
+    figures: WorkerFigures = WorkerFigures()
 
     @property
     def probe_host(self) -> str:

@@ -24,13 +24,14 @@ from modelyard_events.requests import Loaded, LoadFailed, LoadStarted, LogLine, 
 from modelyard_events.telemetry import ReplicaReading
 from modelyard_services.effects.health import Healthy, Outcome, Refused, describe, probe
 from modelyard_services.effects.port_claims import Claims, claims_directory
-from modelyard_services.policy.probing import MISSES_MAX, misses_after
+from modelyard_services.policy.probing import misses_after
+from modelyard_services.settings import LOG_LINES_MOST
 from modelyard_services.worker.processes.handle import Handle, KeeperError, end_strays
 from modelyard_services.worker.processes.keeper import TERMINATE_SECONDS
 from modelyard_services.worker.processes.kept import Kept, ProcessFact, keeper_file, last_fact
 from modelyard_services.worker.processes.keys import ProcessKey, process_key, reaches
 from modelyard_services.worker.processes.launch import LaunchRefusedError, Order, Placeholders, order_of
-from modelyard_services.worker.processes.logs import FOLLOW_SECONDS, LINES_MAX, LogFile, merged, stderr_tail
+from modelyard_services.worker.processes.logs import FOLLOW_SECONDS, LogFile, merged, stderr_tail
 from modelyard_services.worker.processes.ports import Ports
 from modelyard_services.worker.processes.running import ProcessesSettings, Running, StartRequest, ready_deadline
 from modelyard_services.worker.processes.state import ExitFile, Record, StateDirectory, read_json
@@ -81,7 +82,7 @@ class Processes:
         self._ports = Ports(
             settings.ports,
             host=settings.host,
-            quarantine_seconds=settings.quarantine_seconds,
+            quarantine_seconds=settings.figures.port_quarantine_seconds,
             claims=Claims(claims_directory()),
         )
         self._launching = asyncio.Lock()
@@ -214,7 +215,7 @@ class Processes:
             )
         return tuple(readings)
 
-    async def logs(self, asked: str, *, lines: int = LINES_MAX) -> list[LogLine]:
+    async def logs(self, asked: str, *, lines: int = LOG_LINES_MOST) -> list[LogLine]:
         """The last lines of what `asked` means, in time order (rule W7)."""
         files = self._log_files(asked)
         try:
@@ -223,7 +224,7 @@ class Processes:
             for file in files.values():
                 file.close()
 
-    async def follow(self, asked: str, *, lines: int = LINES_MAX) -> AsyncGenerator[list[LogLine], None]:
+    async def follow(self, asked: str, *, lines: int = LOG_LINES_MOST) -> AsyncGenerator[list[LogLine], None]:
         """The last lines, then what comes, in time order within each slice; ends once no process of it is left."""
         files = self._log_files(asked)
         try:
@@ -242,7 +243,7 @@ class Processes:
                 file.close()
 
     async def _last_of(self, files: Mapping[ReplicaId, LogFile], lines: int) -> list[LogLine]:
-        kept = min(lines, LINES_MAX)
+        kept = min(lines, self._settings.figures.log_lines)
         found = [await asyncio.to_thread(file.last, kept) for file in files.values()]
         return merged(line for group in found for line in group)[-kept:]
 
@@ -259,6 +260,7 @@ class Processes:
                 allowed=self._settings.allow_commands,
                 dies_with=self._settings.dies_with(),
             )
+            order = msgspec.structs.replace(order, log_lines=self._settings.figures.log_lines)
             record = Record(**msgspec.structs.asdict(request), port=port, incarnation=self._settings.incarnation)
             directory = self._state.write(record)
             handle = await self._spawn(directory, order)
@@ -336,19 +338,17 @@ class Processes:
     async def _probe_in_background(self, kept: Kept) -> None:
         misses = 0
         while True:
-            await asyncio.sleep(self._settings.probe_interval_seconds)
+            await asyncio.sleep(self._settings.figures.probe_interval_seconds)
             idle = self._is_idle(kept.replica)
             outcome = await self._probe(kept)
             idle = idle and self._is_idle(kept.replica)
             misses = misses_after(misses, missed=not isinstance(outcome, Healthy), idle=idle)
-            if misses == MISSES_MAX and not kept.stopping:
+            if misses == self._settings.figures.probe_misses and not kept.stopping:
                 self._tell(ProbeFailed(replica=kept.replica, detail=describe(outcome)))
 
     async def _probe(self, kept: Kept) -> Outcome:
-        settings = self._settings
-        return await probe(
-            kept.record.launch.health, host=settings.probe_host, port=kept.process.port, seconds=settings.probe_seconds
-        )
+        host, seconds = self._settings.probe_host, self._settings.figures.probe_seconds
+        return await probe(kept.record.launch.health, host=host, port=kept.process.port, seconds=seconds)
 
     async def _bury(self, record: Record, directory: Path, kept: Kept | None = None) -> None:
         """Nothing of it is alive, or is once this returns: tell how it ended, free its port, keep its log."""
@@ -356,7 +356,7 @@ class Processes:
         if end is None:
             await end_strays(directory)
             end = ExitFile(exit_code=None, signal=None, asked=False, ended_at=time.time())
-        tail = await asyncio.to_thread(stderr_tail, directory)
+        tail = await asyncio.to_thread(stderr_tail, directory, self._settings.figures.stderr_lines)
         told = ProcessExit(exit_code=end.exit_code, signal=end.signal, stderr_tail=tail)
         self._ports.release(record.port, exited_seconds_ago=time.time() - end.ended_at)
         self._on_fact(last_fact(record, end, told, kept), round(end.ended_at * 1e9))
