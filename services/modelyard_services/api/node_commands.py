@@ -188,9 +188,12 @@ class NodeCommands(Controller):
     async def set_budget(self, request: ApiRequest, node: Name, data: JSONBody[BudgetBody]) -> CommandView:
         """Override what models may use of the node's VRAM (N11, N12)."""
         name, budget = NodeName(node), parse_vram_budget(data.value, field="value")
-        return await _commit(
-            request, name, lambda fleet: capacity.override_vram_budget(fleet, node=name, budget=budget)
+        service = service_of(request)
+        service.node(name)
+        done = await service.commit(
+            request, lambda fleet: capacity.override_vram_budget(fleet, node=name, budget=budget), matches=_at(name)
         )
+        return answer(done, *capacity.budget_warnings(service.fleet, node=name, budget=budget))
 
     @delete("/vram-budget", status_code=200, summary="Reset the VRAM budget")
     async def clear_budget(self, request: ApiRequest, node: Name) -> CommandView:

@@ -18,7 +18,7 @@ from modelyard_events.node import (
     Overridable,
 )
 from modelyard_events.reservation import OperatorHolder, ReplicaHolder, ReservationGranted, ReservationReleased
-from modelyard_events.sizes import SIZE_MAX, VramBudget, format_size
+from modelyard_events.sizes import SIZE_MAX, Bytes, VramBudget, format_size, resolve_budget
 from modelyard_projections.fleet import Draining, Fleet, NodeState, ReplicaState
 from modelyard_services.errors import ConflictError, NoCapacityError, NotFoundError, UnsatisfiableError
 from modelyard_services.policy.ending import begin_drain
@@ -67,6 +67,20 @@ def override_vram_budget(fleet: Fleet, *, node: NodeName, budget: VramBudget | N
     if state.budget_overridden and state.budget_override == budget:
         return []
     return [NodeVramBudgetOverridden(node=node, vram_budget=budget)]
+
+
+def budget_warnings(fleet: Fleet, *, node: NodeName, budget: VramBudget | None) -> list[str]:
+    """What an operator may not expect of that budget: it ends nothing, and makes no memory (N11, N12)."""
+    state = known_node(fleet, node)
+    if state.vram_total == 0:
+        return [f"{node} offers no memory to take a share of: start its worker with --vram, or on a machine with GPUs"]
+    found, size = [], resolve_budget(budget, total=state.vram_total)
+    if isinstance(budget, Bytes) and budget.value > state.vram_total:
+        found.append(f"{node} has {format_size(state.vram_total)} in all: more than that is never used")
+    if state.vram_reserved > size:
+        over = format_size(state.vram_reserved - size)
+        found.append(f"what is on {node} already holds {over} more: nothing ends by itself, and nothing new goes there")
+    return found
 
 
 def clear_override(fleet: Fleet, *, node: NodeName, override: Overridable) -> list[AnyEvent]:

@@ -110,7 +110,18 @@ def _change_of_load(scene: Scene, examples: Mapping[str, tuple[str, ...]]) -> st
         found = rejection(scene, node)
         if found is not None and rejection(scene, node, ignoring="concurrency_group") is None:
             return f"end the group's holder on node {node.name} ({found.detail})"
-    if examples.get("vram") and scene.wish.per_gpu is not None:
-        gpus = f" on each of {scene.wish.gpus} GPUs" if scene.wish.gpus > 1 else ""
-        return f"add a node, or raise a budget, to {format_size(scene.wish.per_gpu)} of VRAM{gpus}"
+    if scene.wish.per_gpu is not None and (short := _named(scene.fleet, examples.get("vram", ()))):
+        return _more_memory(scene.wish.per_gpu, scene.wish.gpus, short)
     return None
+
+
+def _more_memory(per_gpu: int, gpus: int, short: list[NodeState]) -> str:
+    """A budget is worth raising only where the devices themselves are large enough."""
+    needed = format_size(per_gpu) + (f" of VRAM on each of {gpus} GPUs" if gpus > 1 else " of VRAM")
+    for node in short:
+        sizes = sorted((gpu.vram_total for gpu in node.facts.gpus), reverse=True) or [node.vram_total]
+        if len(sizes) >= gpus and sizes[gpus - 1] >= per_gpu:
+            return f"raise the budget of node {node.name} to {needed}"
+    bare = next((node.name for node in short if node.vram_total == 0), None)
+    started = "" if bare is None else f", or start the worker of {bare} with --vram: it has no GPU and offers no memory"
+    return f"add a node with {needed}{started}"

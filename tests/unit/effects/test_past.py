@@ -116,6 +116,30 @@ async def test_a_moment_that_has_not_come_is_refused(story: Story) -> None:
         await Past().at_time(story.log, story.now_ns + 1, now_ns=story.now_ns)
 
 
+class WatchedLog(MemoryLog):
+    """A log that notes where its readers begin."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__()
+        self._inner = log
+        self.begun: list[int] = []
+
+    async def last_sequence(self) -> int:
+        return await self._inner.last_sequence()
+
+    async def follow(self, *, after: int, subject: str | None = None) -> AsyncGenerator[list[Stored], None]:
+        self.begun.append(after)
+        async for chunk in self._inner.follow(after=after, subject=subject):
+            yield chunk
+
+
+async def test_a_replay_begins_at_the_newest_state_that_is_not_too_new(story: Story) -> None:
+    past, log = Past(), WatchedLog(story.log)
+    for sequence in (40, 90, 60, 100):
+        await past.at_sequence(log, sequence)
+    assert log.begun == [0, story.batch_of[40], story.batch_of[40], story.batch_of[90]]
+
+
 class StalledLog(MemoryLog):
     """A log that gives its first chunk and then nothing."""
 

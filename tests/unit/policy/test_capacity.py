@@ -15,10 +15,11 @@ from modelyard_events.node import (
 )
 from modelyard_events.replica import ReplicaDrainStarted, ReplicaUnloaded
 from modelyard_events.reservation import OperatorHolder, ReservationGranted, ReservationReleased
-from modelyard_events.sizes import Bytes, Fraction
+from modelyard_events.sizes import Bytes, Fraction, VramBudget
 from modelyard_projections.fleet import Fleet
 from modelyard_services.errors import ConflictError, NoCapacityError, NotFoundError, UnsatisfiableError
 from modelyard_services.policy.capacity import (
+    budget_warnings,
     clear_override,
     enforce_max_replicas,
     override_max_replicas,
@@ -39,6 +40,7 @@ from tests.support.given import (
     an_approved_node,
     given,
     incarnation_of,
+    record,
     some_facts,
 )
 
@@ -173,6 +175,34 @@ def test_a_reservation_that_does_not_fit_now_says_by_how_much() -> None:
 def test_a_reservation_that_can_never_fit_is_unsatisfiable() -> None:
     """P5."""
     given(*an_approved_node()).when(reserving({0: 30 * GIB})).then_raises(UnsatisfiableError, "24.0 GiB")
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        (Bytes(40 * GIB), ["n1 has 24.0 GiB in all"]),
+        (Bytes(3 * GIB), ["already holds 1.0 GiB more"]),
+        (Fraction(0.125), ["already holds 1.0 GiB more"]),
+        (Bytes(4 * GIB), []),
+        (None, []),
+    ],
+)
+def test_a_budget_that_does_less_than_it_says_is_answered_with_a_warning(
+    budget: VramBudget | None, says: list[str]
+) -> None:
+    """N11, N12: it ends nothing, and makes no memory."""
+    history = given(*an_approved_node(vram=24 * GIB))
+    record(history.fleet, *reserving({0: 4 * GIB})(history.fleet))
+    found = budget_warnings(history.fleet, node=N1, budget=budget)
+    assert len(found) == len(says)
+    assert all(part in warning for part, warning in zip(says, found, strict=True))
+
+
+def test_a_budget_of_nothing_is_answered_with_what_is_missing() -> None:
+    """N12, W6."""
+    history = given(*an_approved_node(gpus=0, vram=0))
+    (warning,) = budget_warnings(history.fleet, node=N1, budget=Bytes(GIB))
+    assert "--vram" in warning
 
 
 def test_the_budget_caps_the_sum_over_devices() -> None:

@@ -149,7 +149,24 @@ def test_a_footprint_above_every_budget_is_unsatisfiable() -> None:
     outcome = refusal(*an_approved_node(vram=8 * GIB), *a_model(spec=some_spec(vram=9 * GIB)))
     assert outcome.refused is not None
     assert outcome.refused.kind == "unsatisfiable"
-    assert outcome.refused.unblock == "add a node, or raise a budget, to 9.0 GiB of VRAM"
+    assert outcome.refused.unblock == "add a node with 9.0 GiB of VRAM"
+
+
+def test_a_budget_is_to_be_raised_where_the_device_is_large_enough() -> None:
+    """P5: the smallest change that would unblock it."""
+    capped = NodeVramBudgetOverridden(node="n1", vram_budget=Bytes(8 * GIB))
+    outcome = refusal(*an_approved_node(vram=24 * GIB), capped, *a_model(spec=some_spec(vram=9 * GIB)))
+    assert outcome.refused is not None
+    assert outcome.refused.unblock == "raise the budget of node n1 to 9.0 GiB of VRAM"
+
+
+def test_a_node_without_any_memory_to_offer_is_told_apart() -> None:
+    """P5, W6: no budget helps there."""
+    bare = an_approved_node(gpus=0, vram=0)
+    outcome = refusal(*bare, *a_model(spec=some_spec(vram=9 * GIB)))
+    assert outcome.refused is not None
+    assert outcome.refused.unblock is not None
+    assert outcome.refused.unblock.startswith("add a node with 9.0 GiB of VRAM, or start the worker of n1 with --vram")
 
 
 def test_a_refusal_is_told_once_until_it_changes() -> None:
