@@ -25,6 +25,21 @@ OnBatch = Callable[[Sequence[Recorded], list[Touched]], None]
 _log = structlog.get_logger(__name__)
 
 
+def recorded(stored: Stored) -> Recorded:
+    """The event behind a body.
+
+    Raises:
+        UndecodableEventError: it needs a newer reader.
+    """
+    return decode(
+        stored.body,
+        sequence=stored.sequence,
+        time_ns=stored.time_ns,
+        event_id=stored.event_id,
+        batch_end=stored.batch_end,
+    )
+
+
 async def recorded_after(log: Log, after: int) -> AsyncIterator[Recorded]:
     """Every event after that sequence, and then those to come.
 
@@ -34,7 +49,7 @@ async def recorded_after(log: Log, after: int) -> AsyncIterator[Recorded]:
     """
     async for chunk in log.follow(after=after):
         for one in chunk:
-            yield decode(one.body, sequence=one.sequence, time_ns=one.time_ns, event_id=one.event_id)
+            yield recorded(one)
 
 
 class Feed:
@@ -109,16 +124,7 @@ class Feed:
             await asyncio.sleep(0)
 
     def _fold_slice(self, stored: Sequence[Stored]) -> None:
-        events = [
-            decode(
-                one.body,
-                sequence=one.sequence,
-                time_ns=one.time_ns,
-                event_id=one.event_id,
-                batch_end=one.batch_end,
-            )
-            for one in stored
-        ]
+        events = [recorded(one) for one in stored]
         self.fleet.apply_all(events)
         self.target = max(self.target, self.fleet.sequence)
         self._look_whether_caught_up()

@@ -5,16 +5,17 @@ batch gives the whole batch, a time only batches that were whole by then. The li
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Final
 
 import structlog
 
-from modelyard_events.codec import UndecodableEventError, decode
-from modelyard_events.envelope import Recorded, instant
+from modelyard_events.codec import UndecodableEventError
+from modelyard_events.envelope import instant
 from modelyard_projections.fleet import Fleet, FoldError
 from modelyard_projections.snapshot import decode_fleet, encode_fleet
+from modelyard_services.effects.feed import recorded
 from modelyard_services.effects.log.contract import Log, Stored
 from modelyard_services.errors import InvalidRequestError, NotYetError, OverloadedError, UnavailableError
 
@@ -112,7 +113,7 @@ class Past:
             if not goes_on(fleet, batch[-1]):
                 return
             try:
-                fleet.apply_all(_recorded(batch))
+                fleet.apply_all([recorded(one) for one in batch])
             except (UndecodableEventError, FoldError) as error:
                 # This process's own feed stopped there too, and says so.
                 raise UnavailableError(f"the log can't be read past sequence {fleet.sequence}: {error}") from error
@@ -159,16 +160,3 @@ async def _batches(log: Log, *, after: int, last: int) -> AsyncIterator[list[Sto
                     batch = []
             if chunk and chunk[-1].sequence >= last:
                 return
-
-
-def _recorded(batch: Sequence[Stored]) -> list[Recorded]:
-    return [
-        decode(
-            one.body,
-            sequence=one.sequence,
-            time_ns=one.time_ns,
-            event_id=one.event_id,
-            batch_end=one.batch_end,
-        )
-        for one in batch
-    ]

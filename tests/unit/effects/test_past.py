@@ -177,8 +177,9 @@ async def test_so_many_may_wait_and_no_more(story: Story) -> None:
     asking = [asyncio.create_task(past.at_sequence(log, 100)) for _ in range(module.REPLAYS_WAITING_MAX)]
     while not log.reads:  # noqa: ASYNC110 - the tasks are to have begun
         await asyncio.sleep(0)
-    with pytest.raises(OverloadedError, match="wait for their turn"):
-        await past.at_sequence(story.log, 1)
+    async with asyncio.timeout(5):
+        with pytest.raises(OverloadedError, match="wait for their turn"):
+            await past.at_sequence(story.log, 1)
     for task in asking:
         task.cancel()
     await asyncio.wait(asking)
