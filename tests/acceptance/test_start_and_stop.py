@@ -4,6 +4,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.installation import Installation, run, taken_port, until
 
 
@@ -60,6 +62,38 @@ def test_a_port_that_is_taken_ends_the_start_and_leaves_nothing(tmp_path: Path) 
     installation = Installation(tmp_path)
     with taken_port() as port:
         refused = installation.process("up", "--data-dir", str(installation.data_dir), "--port", str(port), code=1)
-    assert str(port) in refused.err
+    assert f"port_in_use: nothing can listen on 127.0.0.1:{port}" in refused.err
     assert "Traceback" not in refused.err
+    assert installation.processes() == []
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+def test_the_port_of_another_installation_is_not_taken_for_our_own(
+    shared: Installation, tmp_path: Path, option: str
+) -> None:
+    """Its API answers that it is ready, which we once took for ours."""
+    listens = {"--port": shared.endpoints.api_url, "--grpc-port": shared.endpoints.grpc_address}[option]
+    ports = {"--port": "0", option: listens.rpartition(":")[2]}
+    installation = Installation(tmp_path)
+    arguments = [word for pair in ports.items() for word in pair]
+    refused = installation.process("up", "--data-dir", str(installation.data_dir), *arguments, code=1)
+    assert "port_in_use" in refused.err
+    assert not (installation.data_dir / "endpoints.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("nonsense", "invalid_request: database_url: no URL of a PostgreSQL database"),
+        ("mysql://root:secret@127.0.0.1/x", "invalid_request: database_url: no URL of a PostgreSQL database"),
+        ("postgresql://me:secret@127.0.0.1:1/x", "unavailable: PostgreSQL is away: connection failed"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_told_before_anything_starts(tmp_path: Path, url: str, says: str) -> None:
+    """X28: in words, at once, and without the password."""
+    installation = Installation(tmp_path)
+    start = ("up", "--data-dir", str(installation.data_dir), "--port", "0", "--database-url", url)
+    refused = installation.process(*start, code=1)
+    assert refused.err.startswith(says)
+    assert not {"Traceback", "secret"} & set(refused.err.replace(":", " ").split())
     assert installation.processes() == []

@@ -34,6 +34,18 @@ def size(value: int | None) -> str:
     return "-" if value is None else format_size(value)
 
 
+def budget(value: str | None) -> str:
+    """A VRAM budget: a share as it is written, bytes for people."""
+    if value is None:
+        return "none"
+    return format_size(int(value)) if value.isdigit() else value
+
+
+def figure(value: float) -> str:
+    """A setting's figure, as an operator would write it."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+
+
 def age(moment: str | None) -> str:
     """How long ago `moment` (RFC 3339) was: `12s`, `5m`, `3h`, `2d`."""
     if moment is None:

@@ -7,6 +7,7 @@ import yaml
 from cyclopts import App, Parameter
 
 from modelyard_services.cli import formats
+from modelyard_services.cli.rejections import worded
 from modelyard_services.cli.session import CommandFailedError, Session, segment
 
 model_app = App(name="model", help="Models: how a model is run.")
@@ -62,7 +63,7 @@ def show_capacity(model: str, *, session: Here) -> None:
         Its name: `modelyard models`.
     """
     answer = session.get(f"/models/{segment(model)}/capacity")
-    rows = [(found["node"], found["replicas"], _rejection(found)) for found in answer["items"]]
+    rows = [(found["node"], found["replicas"], worded(found)) for found in answer["items"]]
     rows.append(("all nodes", answer["fits"], f"{answer['replicas']} live, wanted {_bounds(answer)}"))
     advice = f"; what would help: {answer['unblock']}" if answer["unblock"] else ""
     rows.append(("one more", "", answer["one_more"] + advice))
@@ -282,11 +283,3 @@ def _trouble(model: dict[str, Any]) -> str:
 def _bounds(answer: dict[str, Any]) -> str:
     least, most = answer["min_replicas"], answer["max_replicas"]
     return f"{least} to {'any number' if most is None else most}"
-
-
-def _rejection(found: dict[str, Any]) -> str:
-    if found["filter"] is None:
-        return "-"
-    figure = formats.size(found["figure"]) if found["unit"] == "bytes" else found["figure"]
-    said = [found["filter"], *(() if figure is None else (f"short by {figure}" if found["unit"] else str(figure),))]
-    return " ".join([*said, *((found["detail"],) if found["detail"] else ())])

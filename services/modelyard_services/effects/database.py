@@ -11,12 +11,13 @@ from typing import Final, TypeVar
 
 import psycopg
 from psycopg.errors import ReadOnlySqlTransaction
+from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from modelyard_services.errors import UnavailableError
+from modelyard_services.errors import InvalidRequestError, UnavailableError
 
 CONNECT_SECONDS_MAX: Final = 5
 """A server that takes longer is away; we ask again with back-off."""
@@ -31,12 +32,17 @@ POOL_CONNECTIONS: Final = 5
 """Per process: pages of history are short, and PostgreSQL's own default is 100 for everybody."""
 
 _DRIVER: Final = "postgresql+psycopg"
+_SCHEMES: Final = frozenset({"postgresql", "postgres"})
 
 Answer = TypeVar("Answer")
 
 
 class Database:
-    """One process's access to the read model."""
+    """One process's access to the read model.
+
+    Raises:
+        InvalidRequestError: its URL isn't one of a PostgreSQL database.
+    """
 
     def __init__(self, url: str, *, process: str) -> None:
         self.engine: AsyncEngine = create_async_engine(
@@ -115,13 +121,35 @@ class Database:
             )
         return asking.result()
 
+    async def require(self) -> None:
+        """Return if PostgreSQL lets us in and answers.
+
+        Raises:
+            UnavailableError: it doesn't; says why.
+        """
+        await self.ask(lambda connection: connection.execute(text("SELECT 1")))
+
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
 
 
-def _url(text: str) -> URL:
-    return make_url(text).set(drivername=_DRIVER)
+def _url(written: str) -> URL:
+    try:
+        url = make_url(written)
+    except (ArgumentError, ValueError):
+        raise _unreadable() from None
+    if url.get_backend_name() not in _SCHEMES:
+        raise _unreadable()
+    return url.set(drivername=_DRIVER)
+
+
+def _unreadable() -> InvalidRequestError:
+    # Without the value: a password may stand in it.
+    return InvalidRequestError(
+        "database_url: no URL of a PostgreSQL database; write postgresql://USER:PASSWORD@HOST:5432/NAME",
+        field="database_url",
+    )
 
 
 @contextlib.contextmanager

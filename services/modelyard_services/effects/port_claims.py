@@ -41,13 +41,18 @@ def claims_directory() -> Path:
 
 def nobody_listens(host: str, port: int) -> bool:
     """Whether a server could bind the port now. As servers do: remains of old connections don't count."""
+    return refusal(host, port) is None
+
+
+def refusal(host: str, port: int) -> str | None:
+    """Why a server could not bind the port now, in the system's words; None if it could."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((host, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 class Claims:

@@ -14,6 +14,7 @@ import msgspec
 
 from modelyard_events.ids import NodeName
 from modelyard_services.effects.connect import open_runtime
+from modelyard_services.effects.database import Database
 from modelyard_services.effects.embedded.children import ChildReport, ProcessTree
 from modelyard_services.effects.embedded.errors import ChildFailedError
 from modelyard_services.effects.embedded.nats import embedded_nats
@@ -113,8 +114,8 @@ class _Yard:
     async def start(self, stop: asyncio.Event) -> Endpoints:
         """Start all of it; returns once every worker of ours has registered in its new life, or at `stop`."""
         secrets = secrets_of(self._data_dir, beyond_loopback=not is_loopback(self._settings.host))
-        nats_url = await self._start_nats()
         database_url = await self._start_postgres()
+        nats_url = await self._start_nats()
         self._environment["MODELYARD_DATABASE_URL"] = database_url
         async with open_runtime(ProcessSettings("up", NatsSettings(self.control_url))) as runtime:
             secrets = await admit(runtime, self._data_dir, secrets)
@@ -140,6 +141,7 @@ class _Yard:
 
     async def _start_postgres(self) -> str:
         if self._settings.database_url is not None:
+            await _require(self._settings.database_url)
             return self._settings.database_url
         server = await asyncio.to_thread(embedded_postgres, self._data_dir)
         await self._tree.start(server.child)
@@ -222,6 +224,19 @@ async def _together(starts: Sequence[Coroutine[None, None, None]]) -> None:
     else:
         return
     raise failure
+
+
+async def _require(database_url: str) -> None:
+    """Look once at the database that was given, before a minute is spent on starting what can't work without it.
+
+    Raises:
+        UnavailableError, InvalidRequestError: it can't be used; says why.
+    """
+    database = Database(database_url, process="up")
+    try:
+        await database.require()
+    finally:
+        await database.close()
 
 
 def _worker(number: int) -> NodeName:

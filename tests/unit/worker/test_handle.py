@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from modelyard_services.worker.processes import keeper
-from modelyard_services.worker.processes.handle import Handle, open_identity
+from modelyard_services.worker.processes.handle import Handle, KeeperError, open_identity
+from modelyard_services.worker.processes.kept import keeper_file
 from modelyard_services.worker.processes.state import Identity, KeeperFile, lock_file
 
 
@@ -53,3 +55,17 @@ def test_a_name_with_blanks_and_brackets_does_not_shift_the_fields() -> None:
     finally:
         with open(f"/proc/{os.getpid()}/comm", "w") as comm:  # noqa: PTH123
             comm.write("python")
+
+
+def test_a_keeper_that_failed_is_told_by_its_last_line(tmp_path: Path) -> None:
+    """Whoever is told of the failed load can't always look into the worker's directory."""
+    with pytest.raises(KeeperError, match="the keeper ended at once: it wrote nothing to"):
+        keeper_file(tmp_path)
+    (tmp_path / "keeper.err").write_text("Traceback (most recent call last):\n  …\nKeyError: 'port'\n")
+    with pytest.raises(KeeperError, match="the keeper ended at once: KeyError: 'port'"):
+        keeper_file(tmp_path)
+
+
+def test_an_order_of_the_version_before_names_nobody_to_die_with() -> None:
+    """W4: an upgrade replaces the keeper's file before it replaces the worker that starts keepers."""
+    assert keeper.guardian_of({}) is None

@@ -7,7 +7,8 @@ port that was chosen stays ours until this process ends, since its server binds 
 import secrets
 from typing import Final
 
-from modelyard_services.effects.port_claims import Claims, claims_directory, nobody_listens
+from modelyard_services.effects.embedded.errors import PortTakenError
+from modelyard_services.effects.port_claims import Claims, claims_directory, nobody_listens, refusal
 from modelyard_services.errors import UnavailableError
 
 FREE_PORTS: Final = range(20_000, 32_768)
@@ -24,9 +25,15 @@ def port_for(host: str, *, wanted: int, previous: int | None) -> int:
     """The port to listen on: `wanted`; if that is 0 the `previous` one if it is free, else any free one.
 
     Raises:
+        PortTakenError: nothing can listen on the one that is wanted.
         UnavailableError: none is free.
     """
     if wanted:
+        # Before anything starts: whoever listens there would answer in our place, and be taken for us.
+        why = refusal(host, wanted)
+        if why is not None:
+            problem = f"nothing can listen on {address(host, wanted)}: {why}; choose another port, or 0 for a free one"
+            raise PortTakenError(problem, field="port", value=wanted)
         return wanted
     if previous and nobody_listens(host, previous) and _claims.take_over(previous):
         return previous

@@ -95,6 +95,7 @@ class LiveProcess:
         if child.before is not None:
             child.before()
         _bound_log(child.log_file)
+        self._log_from = child.log_file.stat().st_size if child.log_file.exists() else 0
         with child.log_file.open("ab") as log:
             self._popen = subprocess.Popen(  # noqa: S603 - argv comes from our own code, never from a user's text
                 launcher(child.argv, death_signal=child.death_signal, run_as=child.run_as),
@@ -165,7 +166,7 @@ class LiveProcess:
             self._popen.wait(timeout=KILL_SECONDS_MAX)
 
     def failure(self, what: str) -> ChildFailedError:
-        tail = _tail(self.child.log_file)
+        tail = _tail(self.child.log_file, since=self._log_from) or "(nothing)"
         return ChildFailedError(
             f"{self.child.name} {what}; its log {self.child.log_file} ends with:\n{tail}",
             field="child",
@@ -179,7 +180,10 @@ def _bound_log(log_file: Path) -> None:
         log_file.replace(log_file.with_name(f"{log_file.name}.1"))
 
 
-def _tail(log_file: Path) -> str:
+def _tail(log_file: Path, *, since: int) -> str:
+    """The last whole lines, of this life only: what another one ended with is no reason of this one's."""
     with log_file.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-        return file.read().decode(errors="replace")
+        begin = max(since, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES)
+        file.seek(begin)
+        text = file.read().decode(errors="replace")
+    return text if begin == since else text.partition("\n")[2]

@@ -95,7 +95,7 @@ async def connect(endpoint: NatsEndpoint) -> Client:
         await _connect(client, endpoint)
     except (TimeoutError, OSError, Error) as error:
         await close(client)
-        raise LogUnavailable(f"no NATS server lets us in: {error or 'no answer'}", nothing_written=True) from error
+        raise LogUnavailable(f"no NATS server lets us in: {_why(error, endpoint)}", nothing_written=True) from error
     except BaseException:
         await close(client)
         raise
@@ -140,6 +140,16 @@ async def _connect(client: Client, endpoint: NatsEndpoint) -> None:
         raise problems[0] if problems else timeout from None
     finally:
         connecting = False
+
+
+def _why(error: Exception, endpoint: NatsEndpoint) -> str:
+    """What to look at: where we knocked, as whom, or with which certificates."""
+    where = ", ".join(f"{host}:{port}" for host, port in endpoint.addresses())
+    if _REFUSED in str(error).lower():
+        return f"{where} refuses user {endpoint.credentials().user!r}: wrong user or password"
+    if isinstance(error, ssl.SSLError):
+        return f"{where}: TLS fails: {error.reason or error} (is the authority's certificate the right one?)"
+    return f"{where}: {error.strerror if isinstance(error, OSError) and error.strerror else error or 'no answer'}"
 
 
 def _options(endpoint: NatsEndpoint) -> dict[str, object]:

@@ -321,7 +321,8 @@ def guardian_of(order: dict[str, Any]) -> int | None:
 
     Whoever has ended already is watched as nobody: a pipe that is at its end says the same.
     """
-    guardian = order["dies_with"]
+    # A worker of the version before orders without: an upgrade replaces this file before it replaces the worker.
+    guardian = order.get("dies_with")
     if guardian is None:
         return None
     pid = int(guardian["pid"])

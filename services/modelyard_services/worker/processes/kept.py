@@ -6,6 +6,7 @@ Invariant: which fact ends a replica follows from who wanted the end and whether
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import psutil
 
@@ -20,6 +21,9 @@ from modelyard_services.worker.processes.running import ProcessesSettings, Runni
 from modelyard_services.worker.processes.state import ExitFile, KeeperFile, Record, read_json
 
 ProcessFact = LoadStarted | Loaded | LoadFailed | Crashed | Stopped | ProbeFailed
+LAST_WORDS_MAX: Final = 300
+"""Characters of what a keeper that failed wrote: the exception's line, with room for a path in it."""
+
 VramOf = Callable[[frozenset[int]], dict[int, int] | None]
 
 
@@ -80,8 +84,15 @@ class Kept:
 def keeper_file(directory: Path) -> KeeperFile:
     file = read_json(directory / "keeper.json", KeeperFile)
     if file is None:
-        raise KeeperError(f"{directory.name}: the keeper ended at once; see keeper.err there")
+        raise KeeperError(f"the keeper ended at once: {_last_words(directory)}")
     return file
+
+
+def _last_words(directory: Path) -> str:
+    """The last line of what a keeper wrote before it failed: whoever looks can't always look into that directory."""
+    told = directory / "keeper.err"
+    lines = told.read_text(errors="replace").splitlines() if told.is_file() else []
+    return lines[-1][:LAST_WORDS_MAX] if lines else f"it wrote nothing to {told}"
 
 
 def last_fact(record: Record, end: ExitFile, told: ProcessExit, kept: Kept | None) -> ProcessFact:
