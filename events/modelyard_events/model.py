@@ -8,7 +8,7 @@ from typing import Literal
 
 from modelyard_events.base import ModelEvent
 from modelyard_events.decision import Decision
-from modelyard_events.ids import NodeName, ReplicaId, Revision
+from modelyard_events.ids import ModelName, NodeName, ReplicaId, Revision
 from modelyard_events.replica import EndReason
 from modelyard_events.spec import ModelSpec, Schedule, ScheduleSource
 
@@ -30,6 +30,15 @@ class ModelRedefined(ModelEvent, frozen=True, kw_only=True, tag="model.redefined
 
 class ModelRemoved(ModelEvent, frozen=True, kw_only=True, tag="model.removed.v1"):
     """The definition ended; its replicas drain in the same append."""
+
+
+class ModelAliasClaimed(ModelEvent, frozen=True, kw_only=True, tag="model.alias_claimed.v1"):
+    """`holder` answers to the name `model` from here on; told where whoever else wants that name has to write as well.
+
+    Appended with the definition that says so. Nothing is told here when it is given up: the holder's own events say.
+    """
+
+    holder: ModelName
 
 
 class ModelScheduleSet(ModelEvent, frozen=True, kw_only=True, tag="model.schedule_set.v1"):
@@ -105,6 +114,7 @@ ModelOwnEvent = (
     ModelDefined
     | ModelRedefined
     | ModelRemoved
+    | ModelAliasClaimed
     | ModelScheduleSet
     | ModelScheduleCleared
     | ModelReplicaAdded

@@ -20,6 +20,7 @@ from modelyard_events.fleet import (
     FleetSettingsChanged,
 )
 from modelyard_events.model import (
+    ModelAliasClaimed,
     ModelDeclaredSatisfiable,
     ModelDeclaredUnsatisfiable,
     ModelDefined,
@@ -147,6 +148,8 @@ class Judge:
                 book.spec, book.revision = event.spec, event.revision
             case ModelRemoved():
                 book.spec, book.revision = None, None
+            case ModelAliasClaimed():
+                pass  # its holder's spec is in the same append
             case ModelScheduleSet():
                 book.schedule = event.schedule
             case ModelScheduleCleared():

@@ -21,6 +21,7 @@ from modelyard_events.fleet import (
 )
 from modelyard_events.ids import CommandId, IncarnationId, LabelKey, ModelName, NodeName, ReplicaId, ReservationId
 from modelyard_events.model import (
+    ModelAliasClaimed,
     ModelDeclaredSatisfiable,
     ModelDeclaredUnsatisfiable,
     ModelDefined,
@@ -272,6 +273,7 @@ def _change_model(draw: Historian) -> list[AnyEvent]:
             model=name, kind=draw.one(("unsatisfiable", "exhausted")), revision=revision_of(spec), decision=DECISION
         ),
         ModelScaled(model=name, previous=1, wanted=2, reason=draw.one(STRANGE), decision=DECISION),
+        ModelAliasClaimed(model="another-name", holder=ModelName(name)),
         ModelRestartRequested(model=name, replicas=(ReplicaId("r-gone"), *list(model.replicas)[:1])),
         ModelDeclaredUnsatisfiable(
             model=name, reason=draw.one(STRANGE), failed_passes=3, cool_down_seconds=300.0, decision=DECISION

@@ -26,12 +26,14 @@ from modelyard_events.ids import (
     EventId,
     IncarnationId,
     LabelKey,
+    ModelName,
     NodeName,
     ReplicaId,
     ReservationId,
     Revision,
 )
 from modelyard_events.model import (
+    ModelAliasClaimed,
     ModelDeclaredSatisfiable,
     ModelDeclaredUnsatisfiable,
     ModelDefined,
@@ -243,6 +245,7 @@ _ALL: Final[tuple[AnyEvent, ...]] = (
     ModelDefined(model=MODEL, spec=_SPEC, revision=REVISION),
     ModelRedefined(model=MODEL, spec=_SPEC, revision=REVISION, previous=Revision("ba9876543210")),
     ModelRemoved(model=MODEL),
+    ModelAliasClaimed(model=MODEL, holder=ModelName("meta/llama-3-70b")),
     ModelScheduleSet(model=MODEL, schedule=_SCHEDULE, source="file"),
     ModelScheduleCleared(model=MODEL, source="api"),
     ModelReplicaAdded(model=MODEL, replica=REPLICA, node=NODE, replica_index=1, revision=REVISION),

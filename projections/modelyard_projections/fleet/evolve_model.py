@@ -10,6 +10,7 @@ import msgspec
 from modelyard_events.envelope import Recorded
 from modelyard_events.ids import ModelName
 from modelyard_events.model import (
+    ModelAliasClaimed,
     ModelDeclaredSatisfiable,
     ModelDeclaredUnsatisfiable,
     ModelDefined,
@@ -53,7 +54,10 @@ def _aliases(model: ModelState) -> tuple[str, ...]:
 
 
 def _rename(fleet: FleetState, model: ModelName, before: tuple[str, ...], after: tuple[str, ...]) -> None:
-    """An alias belongs to whoever had it first, and goes on to the next when that one gives it up."""
+    """An alias belongs to whoever had it first, and goes on to the next when that one gives it up.
+
+    A second holder is none that could still be appended; logs from before `model.alias_claimed.v1` may have some.
+    """
     for alias in before:
         if alias not in after:
             left = tuple(holder for holder in fleet.aliases[alias] if holder != model)
@@ -93,8 +97,10 @@ def _change(model: ModelState, event: ModelOwnEvent, recorded: Recorded) -> None
             model.breaker = Breaker(event.reason, event.failed_passes, until_ns)
         case ModelDeclaredSatisfiable():
             model.breaker = None
-        case ModelScaled():
-            pass  # the record of a decision; what it led to are the replica events after it
+        case ModelScaled() | ModelAliasClaimed():
+            # The record of a decision, which the replica events after it carry out; and of a name that is held, as the
+            # holder's spec says: told here for the guard that it takes.
+            pass
         case _:
             assert_never(event)
 

@@ -30,8 +30,8 @@ from modelyard_services.policy.schedules import clear_schedule, schedule_warning
 EVENTS_MAX: Final = 1_000
 """One atomic batch of the log: an apply is done wholly or not at all."""
 
-ENTRIES_PER_PART: Final = 200
-"""Models in one append of a start, with their schedules: four events each at most."""
+EVENTS_PER_ENTRY: Final = 4
+"""Of a model and its schedule in one append of a start, at most, beside one for each alias."""
 
 API: Final[ScheduleSource] = "api"
 """Whoever applies over the API owns no file that is read again at the next start."""
@@ -92,12 +92,24 @@ def apply(
 def parts(configuration: Configuration) -> Iterator[Configuration]:
     """`configuration` in parts that each fit one append: a start takes what it is given, however much that is."""
     entries = [*configuration.models, *(name for name in configuration.schedules if name not in configuration.models)]
-    for start in range(0, len(entries), ENTRIES_PER_PART):
-        names = entries[start : start + ENTRIES_PER_PART]
-        yield Configuration(
-            {name: configuration.models[name] for name in names if name in configuration.models},
-            {name: configuration.schedules[name] for name in names if name in configuration.schedules},
-        )
+    names: list[ModelName] = []
+    takes = 0
+    for name in entries:
+        aliases = configuration.models[name].aliases if name in configuration.models else ()
+        takes += EVENTS_PER_ENTRY + len(aliases)
+        if takes > EVENTS_MAX:
+            yield _part(configuration, names)
+            names, takes = [], EVENTS_PER_ENTRY + len(aliases)
+        names.append(name)
+    if names:
+        yield _part(configuration, names)
+
+
+def _part(configuration: Configuration, names: Sequence[ModelName]) -> Configuration:
+    return Configuration(
+        {name: configuration.models[name] for name in names if name in configuration.models},
+        {name: configuration.schedules[name] for name in names if name in configuration.schedules},
+    )
 
 
 def changes(fleet: Fleet, events: Iterable[AnyEvent]) -> list[Change]:

@@ -1,16 +1,24 @@
 """What models there are: define, redefine, remove (rules R5, R6).
 
-Invariant: a definition ends nothing by itself; a removal drains all that runs in the same append.
+Invariant: a definition ends nothing by itself; a removal drains all that runs in the same append. Of all definitions
+that want one name, as their own or as an alias, one is appended at most: each writes to the aggregate of that name, so
+whoever comes second decides again and is refused (ADR 0019).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import ModelName, NodeName, ReplicaId
-from modelyard_events.model import ModelDeclaredSatisfiable, ModelDefined, ModelRedefined, ModelRemoved
+from modelyard_events.model import (
+    ModelAliasClaimed,
+    ModelDeclaredSatisfiable,
+    ModelDefined,
+    ModelRedefined,
+    ModelRemoved,
+)
 from modelyard_events.names import model_name
 from modelyard_events.spec import ModelSpec, revision_of
 from modelyard_projections.fleet import Fleet, ModelState
@@ -19,6 +27,9 @@ from modelyard_services.policy.ending import begin_drain
 
 SPEC_BYTES_MAX: Final = 40 * 1024
 """A placement copies the spec beside its decision of 16 KiB, and an event has at most 64 KiB."""
+
+ALIASES_MAX: Final = 100
+"""Each is claimed by an event of its own, and one append takes a thousand."""
 
 
 class GroupConflict(msgspec.Struct, frozen=True):
@@ -44,7 +55,7 @@ def define(
     Raises:
         InvalidValueError: the name, or an alias, can't be one.
         ConflictError: the name, or an alias, is another model's.
-        InvalidRequestError: the spec is too large to be copied into placements.
+        InvalidRequestError: the spec is too large to be copied into placements, or has too many aliases.
     """
     name = model_name(model)
     size = len(msgspec.json.encode(spec))
@@ -52,17 +63,27 @@ def define(
         raise InvalidRequestError(
             f"the spec of {name!r} takes {size} bytes; at most {SPEC_BYTES_MAX} are kept", field="environment"
         )
+    if len(spec.aliases) > ALIASES_MAX:
+        raise InvalidRequestError(
+            f"{name!r} has {len(spec.aliases)} aliases; {ALIASES_MAX} is the most", field="aliases"
+        )
     _check_names(fleet, name, spec, {} if among is None else among)
     revision = revision_of(spec)
     before = fleet.models.get(name)
     spec = _with_known_estimate(spec, before)
     if before is None or before.spec is None or before.revision is None:
         events: list[AnyEvent] = [ModelDefined(model=name, spec=spec, revision=revision)]
-        return events + _closed(before, "defined")
+        return events + _claimed(name, spec.aliases) + _closed(before, "defined")
     if before.spec == spec:
         return []
     changed: list[AnyEvent] = [ModelRedefined(model=name, spec=spec, revision=revision, previous=before.revision)]
-    return changed + _closed(before, "redefined")
+    gained = [alias for alias in spec.aliases if alias not in before.spec.aliases]
+    return changed + _claimed(name, gained) + _closed(before, "redefined")
+
+
+def _claimed(model: ModelName, aliases: Iterable[str]) -> list[AnyEvent]:
+    """Told in the aggregate of each name: the guard for what `_check_names` saw of it."""
+    return [ModelAliasClaimed(model=alias, holder=model) for alias in aliases]
 
 
 def _with_known_estimate(spec: ModelSpec, before: ModelState | None) -> ModelSpec:
@@ -76,11 +97,7 @@ def _with_known_estimate(spec: ModelSpec, before: ModelState | None) -> ModelSpe
 
 
 def _check_names(fleet: Fleet, model: ModelName, spec: ModelSpec, among: Mapping[ModelName, ModelSpec | None]) -> None:
-    """No two models answer to one name.
-
-    Two definitions that race for an alias write to two models, so no append can stop the second: it gets the alias
-    when the first gives it up.
-    """
+    """No two models answer to one name."""
 
     def spec_of(name: ModelName) -> ModelSpec | None:
         state = fleet.models.get(name)

@@ -1,17 +1,20 @@
 """Other names of models: one holder each, refused to a second, and handed on when the first gives them up."""
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given as over
 from hypothesis import strategies as st
 
+from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import ModelName
-from modelyard_events.model import ModelDefined, ModelRemoved
+from modelyard_events.model import ModelAliasClaimed, ModelDefined, ModelRemoved
 from modelyard_events.spec import ModelSpec, Schedule, revision_of
 from modelyard_projections.fleet import Fleet
-from modelyard_services.errors import ConflictError, InvalidEntriesError
-from modelyard_services.policy.apply import apply
+from modelyard_services.errors import ConflictError, InvalidEntriesError, InvalidRequestError
+from modelyard_services.policy.apply import apply, parts
 from modelyard_services.policy.configuration import Configuration, Document, read_documents
-from modelyard_services.policy.models import define
+from modelyard_services.policy.models import ALIASES_MAX, define
 from modelyard_services.policy.schedules import schedule_warnings, set_schedule
 from tests.support.given import given, record
 
@@ -87,8 +90,45 @@ def test_an_alias_of_a_model_that_is_pruned_is_free_in_the_same_apply() -> None:
     assert (fleet.model_named("x"), fleet.aliases) == ("x", {})
 
 
-def test_of_two_that_raced_for_an_alias_the_second_gets_it_when_the_first_gives_it_up() -> None:
-    """Two appends on two models can't see each other; the fold decides, and everywhere the same."""
+def claimed(events: Iterable[AnyEvent]) -> list[tuple[str, str]]:
+    return [(event.model, event.holder) for event in events if isinstance(event, ModelAliasClaimed)]
+
+
+def test_a_name_is_claimed_where_others_who_want_it_write_and_only_when_it_is_gained() -> None:
+    """DESIGN 2: a decision writes to what it relied on; a definition without aliases writes to its model alone."""
+    m = ModelName("m")
+    fleet = given().fleet
+    assert not claimed(define(fleet, model=m, spec=spec()))
+    first = define(fleet, model=m, spec=spec("x", "y"))
+    assert claimed(first) == [("x", "m"), ("y", "m")]
+    record(fleet, *first)
+    assert claimed(define(fleet, model=m, spec=spec("y", "z"))) == [("z", "m")]
+    assert not claimed(define(fleet, model=m, spec=spec("x")))
+    assert not define(fleet, model=m, spec=spec("x", "y"))
+    assert fleet.models.keys() == {"m"}
+    assert fleet.guard_of(defined("x")) == fleet.sequence - 1
+
+
+def test_a_model_has_so_many_aliases_that_they_fit_one_append() -> None:
+    names = [f"alias-{number}" for number in range(ALIASES_MAX + 1)]
+    m = ModelName("m")
+    given().when(lambda fleet: define(fleet, model=m, spec=spec(*names))).then_raises(InvalidRequestError, "101")
+    assert len(given().when(lambda fleet: define(fleet, model=m, spec=spec(*names[1:]))).events) == ALIASES_MAX + 1
+
+
+def test_a_start_claims_all_aliases_in_appends_that_each_hold_them() -> None:
+    """S3."""
+    models: list[dict[str, object]] = [
+        {"name": f"m{n}", "aliases": [f"m{n}-{also}" for also in range(ALIASES_MAX)]} for n in range(30)
+    ]
+    fleet = Fleet()
+    for part in parts(read(*models)):
+        record(fleet, *apply(fleet, part))
+    assert (len(fleet.models), len(fleet.aliases)) == (30, 30 * ALIASES_MAX)
+
+
+def test_of_two_that_raced_for_an_alias_in_an_older_log_the_second_gets_it_when_the_first_gives_it_up() -> None:
+    """From before names were claimed; the fold decides, and everywhere the same."""
     fleet = given(defined("a", "x"), defined("b", "x")).fleet
     assert fleet.model_named("x") == "a"
     record(fleet, ModelRemoved(model="a"))
