@@ -298,7 +298,7 @@ async def test_a_state_directory_that_cannot_be_written_fails_the_load_and_costs
 
 
 async def test_a_secret_reaches_the_process_and_no_file(tmp_path: Path) -> None:
-    """W3: resolved on the node, passed through a pipe."""
+    """W3: resolved on the node, passed through a pipe; `ps` shows it to nobody."""
     told = Told()
     (tmp_path / "token").write_text("hunter2\n")
     state = tmp_path / "state"
@@ -312,6 +312,7 @@ async def test_a_secret_reaches_the_process_and_no_file(tmp_path: Path) -> None:
         assert files
         assert not [path for path in files if b"hunter2" in path.read_bytes()]
         assert not [path for path in files if path.stat().st_mode & 0o077]
+        assert not [process for process in psutil.process_iter(["cmdline"]) if "hunter2" in str(process.info)]
 
 
 async def test_a_worker_runs_only_the_commands_it_may(tmp_path: Path) -> None:

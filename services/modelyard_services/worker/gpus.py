@@ -95,6 +95,8 @@ class NvidiaGpus:
             known = self._known.get(card, (lost(GpuReading(card, "nvidia", UNREADABLE, None, None)),))
             try:
                 self._known[card] = tuple(self._reading(number, device) for number, device in self._devices(card))
+            except self._nvml.NVMLError_NoPermission:  # counted, and another's: this process may not even look at it
+                self._known[card] = ()
             except self._nvml.NVMLError_GpuIsLost as error:
                 _log.error("a GPU is lost", gpu=card, error=str(error))
                 self._known[card] = tuple(lost(reading) for reading in known)
@@ -162,6 +164,8 @@ class NvidiaGpus:
                 for index, device in self._devices(card):
                     for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(device):
                         yield index, process
+            except self._nvml.NVMLError_NoPermission:
+                continue
             except self._nvml.NVMLError as error:
                 _log.warning("a GPU's processes can't be read", gpu=card, error=str(error))
 

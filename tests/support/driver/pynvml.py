@@ -35,6 +35,7 @@ def _real() -> ModuleType:
 _nvml: Final = _real()
 NVMLError: Final = _nvml.NVMLError
 NVMLError_NotSupported: Final = _nvml.NVMLError_NotSupported
+NVMLError_NoPermission: Final = _nvml.NVMLError_NoPermission
 NVMLError_GpuIsLost: Final = _nvml.NVMLError_GpuIsLost
 NVMLError_NotFound: Final = _nvml.NVMLError_NotFound
 NVMLError_LibraryNotFound: Final = _nvml.NVMLError_LibraryNotFound
@@ -43,20 +44,24 @@ NVML_DEVICE_MIG_ENABLE: Final = _nvml.NVML_DEVICE_MIG_ENABLE
 Device = dict[str, Any]
 """A card, or a part of one: `name uuid total`, `used` by others, `error` of its readings, `mig` its parts."""
 
+NO_INSTANCE: Final = 0xFFFFFFFF
+"""Which part of a card a process uses, where the card is of one piece."""
+
+PARTS_MAX: Final = 7
+"""Of a card in MIG mode."""
+
 _begun: list[int] = []
-"""Which loading of the driver this process began with."""
+"""Which loading of the driver this process began with, once for each time that it began."""
 
 
 def nvmlInit() -> None:  # noqa: N802 - NVML's names
-    loading = _file()["loading"]
-    if not _begun:
-        _begun.append(loading)
+    _begun.append(_begun[0] if _begun else _file()["loading"])
 
 
 def nvmlShutdown() -> None:  # noqa: N802
     if not _begun:
         raise NVMLError(_nvml.NVML_ERROR_UNINITIALIZED)
-    _begun.clear()
+    _begun.pop()
 
 
 def nvmlDeviceGetCount() -> int:  # noqa: N802
@@ -64,7 +69,10 @@ def nvmlDeviceGetCount() -> int:  # noqa: N802
 
 
 def nvmlDeviceGetHandleByIndex(index: int) -> Device:  # noqa: N802
-    return _checked({**_machine()["cards"][index], "index": str(index)})
+    cards = _machine()["cards"]
+    if not 0 <= index < len(cards):
+        raise NVMLError(_nvml.NVML_ERROR_INVALID_ARGUMENT)
+    return _checked({**cards[index], "index": str(index)})
 
 
 def nvmlDeviceGetName(device: Device) -> str:  # noqa: N802
@@ -91,11 +99,13 @@ def nvmlDeviceGetMigMode(device: Device) -> list[int]:  # noqa: N802
 
 
 def nvmlDeviceGetMaxMigDeviceCount(device: Device) -> int:  # noqa: N802
-    return 7 if "mig" in device else 0
+    return PARTS_MAX if "mig" in device else 0
 
 
 def nvmlDeviceGetMigDeviceHandleByIndex(device: Device, index: int) -> Device:  # noqa: N802
     parts: list[Device] = device["mig"]
+    if not 0 <= index < PARTS_MAX:
+        raise NVMLError(_nvml.NVML_ERROR_INVALID_ARGUMENT)
     if index >= len(parts):
         raise NVMLError(_nvml.NVML_ERROR_NOT_FOUND)
     return _checked(parts[index])
@@ -109,7 +119,7 @@ def _checked(device: Device) -> Device:
 
 def _machine() -> dict[str, Any]:
     content = _file()
-    if [content["loading"]] != _begun:
+    if {*_begun} != {content["loading"]}:
         raise NVMLError(_nvml.NVML_ERROR_UNINITIALIZED)
     return content
 
@@ -128,7 +138,10 @@ def _using(device: Device) -> Iterator[SimpleNamespace]:
         if process.name.isdigit():
             size = _size_on(process, device, sizes)
             if size is not None:
-                yield SimpleNamespace(pid=int(process.name), usedGpuMemory=size)
+                whole = NO_INSTANCE
+                yield SimpleNamespace(
+                    pid=int(process.name), usedGpuMemory=size, gpuInstanceId=whole, computeInstanceId=whole
+                )
 
 
 def _size_on(process: Path, device: Device, sizes: dict[str, int]) -> int | None:

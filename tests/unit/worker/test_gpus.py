@@ -39,6 +39,7 @@ class RecordedNvml:
     NVMLError = pynvml.NVMLError
     NVMLError_NotSupported = pynvml.NVMLError_NotSupported
     NVMLError_GpuIsLost = pynvml.NVMLError_GpuIsLost
+    NVMLError_NoPermission = pynvml.NVMLError_NoPermission
     NVMLError_LibraryNotFound = pynvml.NVMLError_LibraryNotFound
 
     def __init__(self, *, unified: bool = False, hidden: bool = False) -> None:
@@ -135,6 +136,14 @@ def test_a_card_in_mig_mode_is_as_many_gpus_as_it_has_parts(cards: Cards) -> Non
         (200, "MIG-a", 40 * GIB),
         (201, "MIG-b", 40 * GIB),
     ]
+
+
+def test_a_card_that_is_anothers_has_no_place_here(cards: Cards) -> None:
+    """W6: NVML counts all that there are; what this process may not look at can't be divided among workers either."""
+    cards.fail(pynvml.NVML_ERROR_NO_PERMISSION, number=0)
+    source = discover(driver)
+    assert [reading.uuid for reading in source.read()] == ["MIG-a", "MIG-b"]
+    assert source.process_memory(frozenset({2**22 + 1})) is None
 
 
 def test_a_lost_card_takes_its_parts_with_it(cards: Cards) -> None:
