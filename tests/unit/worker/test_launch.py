@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelyard_events.spec import LaunchSpec
+from modelyard_events.spec import LaunchSpec, SecretRef
 from modelyard_services.worker.processes.launch import (
+    SECRET_BYTES_MAX,
     LaunchRefusedError,
     Order,
     Placeholders,
@@ -43,6 +44,18 @@ def test_a_name_behind_a_backslash_is_text() -> None:
 def test_a_name_that_looks_like_a_placeholder_is_not_filled_again(model: str) -> None:
     filled = Placeholders(port=1, host="{port}", model=model, replica="{gpu}", devices=())
     assert filled.fill("{model}|{host}|{replica}") == f"{model}|{{port}}|{{gpu}}"
+
+
+def test_a_secret_is_what_its_file_holds_and_no_file_that_holds_something_else(tmp_path: Path) -> None:
+    """W3: the line end that editors leave is none of it; weights that were named by mistake are refused unread."""
+    file = tmp_path / "secret"
+    launch = LaunchSpec(command=("true",), environment={"KEY": SecretRef(from_file=str(file))})
+    file.write_bytes(b" hunter2 \r\n")
+    assert order(launch).environment["KEY"] == " hunter2 "
+    for content in (b"x" * (SECRET_BYTES_MAX + 1), b"GGUF\0\3"):
+        file.write_bytes(content)
+        with pytest.raises(LaunchRefusedError, match=r"'KEY': .* is too large or not text"):
+            order(launch)
 
 
 def test_a_process_sees_the_gpus_it_was_placed_on_and_no_other() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from modelyard_events.ids import IncarnationId, NodeName, ReplicaId
 from modelyard_events.replica import ProcessExit
@@ -104,7 +105,7 @@ async def test_a_nodes_worth_of_last_words_fits_what_nats_takes() -> None:
 
 
 async def test_the_oldest_facts_go_first_when_too_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """W8: and what is being told just now is none of them."""
+    """W8: and what is being told just now is none of them; each loss is said."""
     monkeypatch.setattr(module, "BUFFER_MAX", 3)
     facts, control = stopped(6), Control(None)
     reporter = a_reporter(facts[0])
@@ -115,7 +116,9 @@ async def test_the_oldest_facts_go_first_when_too_many_wait(monkeypatch: pytest.
             reporter.tell(fact, 7)
 
     control.on_report = meanwhile
-    await reporter.flush(control)
+    with capture_logs() as said:
+        await reporter.flush(control)
+    assert [(entry["log_level"], entry["lost"]) for entry in said if "lost" in entry] == [("error", "Stopped")] * 2
     assert control.facts == [facts[0], facts[0], *facts[3:]]
 
 
