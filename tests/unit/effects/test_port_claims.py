@@ -10,7 +10,6 @@ import pytest
 from modelyard_events.fleet import Settings
 from modelyard_services.effects.clock import Clock
 from modelyard_services.effects.port_claims import ABANDONED_SECONDS, Claims
-from modelyard_services.policy.liveness import LIVENESS_SECONDS
 from modelyard_services.worker.agent.agent import ROUTERS_HEAR_SECONDS
 
 PORT = 20_000
@@ -91,7 +90,7 @@ def test_a_killed_holders_port_rests_from_the_moment_that_somebody_sees_it(
 
 def test_a_killed_holders_port_rests_longer_than_anybody_believes_in_what_it_ran() -> None:
     """W4, N9, X22: a node is lost after its silence, at the next look at it, and then routers have to hear of that."""
-    assert Settings().lost_after_seconds + LIVENESS_SECONDS + ROUTERS_HEAR_SECONDS < ABANDONED_SECONDS
+    assert Settings().lost_after_seconds + Settings().liveness_pass_seconds + ROUTERS_HEAR_SECONDS < ABANDONED_SECONDS
 
 
 @pytest.mark.usefixtures("killed")

@@ -82,6 +82,23 @@ async def test_a_report_is_sent_again_as_it_was_until_it_is_decided() -> None:
     assert [report.report for report in control.reports] == [0] * 5 + [1]
 
 
+async def test_each_try_waits_longer_than_the_last_and_a_new_report_begins_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """W8: a registrar that comes back isn't met by every worker at once, nor kept waiting once it answers."""
+    waits: list[int] = []
+
+    def no_wait(attempt: int, *, base: float, cap: float) -> float:
+        assert (base, cap) == (module.RETRY_BASE_SECONDS, module.RETRY_CAP_SECONDS)
+        waits.append(attempt)
+        return 0.0
+
+    monkeypatch.setattr(module, "backoff_seconds", no_wait)
+    away = UnavailableError("away")
+    await a_reporter(*stopped(FACTS_MAX + 1)).flush(Control(away, None, away, Reported(1), away))
+    assert waits == [0, 1, 2, 0]
+
+
 async def test_a_flush_that_was_given_up_goes_on_with_the_next() -> None:
     """W8: a stop says its last words after the run was cancelled in the middle of a report."""
     [fact] = stopped(1)
