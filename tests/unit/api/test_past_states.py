@@ -10,6 +10,7 @@ import pytest
 from modelyard_events.envelope import AnyEvent
 from modelyard_events.ids import LabelKey, NodeName, ReplicaId
 from modelyard_events.node import NodeCordoned, NodeLabelsChanged
+from modelyard_events.reservation import ReservationResized
 from modelyard_events.telemetry import Heartbeat, RouterReport
 from modelyard_projections.fleet import Fleet
 from modelyard_projections.hashing import StateHash
@@ -168,6 +169,19 @@ async def test_a_difference_names_fields_as_the_api_does(runtime: Runtime, clien
     assert [one["name"] for one in only["items"]] == ["r-1"]
     backwards = await refused(client, "/diff", **{"from": later, "to": first})
     assert backwards["field"] == "to"
+
+
+async def test_what_a_replica_holds_is_part_of_it(runtime: Runtime, client: httpx.AsyncClient) -> None:
+    """H3, R3: a reservation that was resized changes nothing of the replica's own state, but what it is shown with."""
+    await happened(runtime, *an_approved_node("n1"), *a_model(), *a_ready_replica("r-1"))
+    held = runtime.fleet.replicas[ReplicaId("r-1")].reservation
+    sizes = (GIB, 2 * GIB)
+    resized = [ReservationResized(node=NodeName("n1"), reservation=held, vram={0: size}) for size in sizes]
+    first, later = [await happened(runtime, event) for event in resized]
+    found = await told(client, "/diff", **{"from": first, "to": later, "kind": "replica"})
+    assert [(one["name"], one["fields"]) for one in found["items"]] == [
+        ("r-1", [{"field": "vram", "before": GIB, "after": 2 * GIB}])
+    ]
 
 
 async def test_a_difference_comes_in_pages(runtime: Runtime, client: httpx.AsyncClient) -> None:
