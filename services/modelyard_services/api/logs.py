@@ -90,7 +90,7 @@ async def _answer(service: Service, nodes: Sequence[NodeName], wanted: LogsReque
     if wanted.follow:
         return Stream(followed(bus, nodes, wanted), media_type=NDJSON)
     slices = await asyncio.gather(*[_collected(bus, node, wanted) for node in nodes])
-    found = sorted((line for lines in slices for line in lines), key=lambda line: line.time)[-wanted.lines :]
+    found = sorted((line for lines in slices for line in lines), key=lambda line: line.time)
     return Stream(_encoded(found), media_type=NDJSON)
 
 

@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from modelyard_services.cli import formats
 from modelyard_services.cli.rejections import worded
 from modelyard_services.cli.session import CommandFailedError, Session, segment
+from modelyard_services.policy.explain import NO_NODE
 
 model_app = App(name="model", help="Models: how a model is run.")
 schedule_app = App(name="schedule", help="Schedules: how many replicas, on which nodes.")
@@ -277,7 +278,14 @@ def _trouble(model: dict[str, Any]) -> str:
     if model["last_failure"]:
         return str(model["last_failure"]).splitlines()[0]
     refusal = model["last_refusal"]
-    return f"{refusal['kind']}: {', '.join(refusal['filters'])}" if refusal else ""
+    if refusal is None:
+        return ""
+    # Only where nobody was asked has nobody a reason.
+    return (
+        f"{refusal['kind']}: {', '.join(refusal['filters'])}"
+        if refusal["filters"]
+        else f"waiting for a node: {NO_NODE}"
+    )
 
 
 def _bounds(answer: dict[str, Any]) -> str:

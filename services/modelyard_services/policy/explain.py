@@ -21,6 +21,9 @@ from modelyard_services.policy.survey import Survey, considered
 LIFTED_BY_COMMAND: Final = ("schedulable", "admitted", "selector")
 """Filters that an operator lifts with one command that touches nothing that runs."""
 
+NO_NODE: Final = "no node is registered yet"
+"""The account of an installation that waits for its first node."""
+
 
 class NodeAccount(msgspec.Struct, frozen=True, omit_defaults=True):
     """One node's part of the account: its rejection, or its scores."""
@@ -38,6 +41,8 @@ def explain(fleet: Fleet, readings: Readings, wish: Wish) -> list[NodeAccount]:
 
 def message(found: Survey) -> str:
     """The account in one line: `0/5 nodes: 3 vram (short by 2.1-9.8 GiB), 2 selector`."""
+    if not found.considered:
+        return NO_NODE
     head = f"{found.candidates}/{found.considered} nodes"
     parts = sorted(found.filters, key=lambda count: -count.nodes)
     return head + (": " + ", ".join(_part(count) for count in parts) if parts else "")

@@ -11,6 +11,7 @@ from modelyard_events.selectors import format_selector, matches
 from modelyard_events.spec import Autoscale, Schedule, ScheduleSource
 from modelyard_projections.fleet import Fleet, NodeState
 from modelyard_services.errors import InvalidRequestError, NotFoundError
+from modelyard_services.policy.explain import NO_NODE
 
 OWNED_BY_CONFIGURATION: frozenset[ScheduleSource] = frozenset({"file", "env", "flag"})
 """Sources that are applied again at every start, over what the API set between (S3)."""
@@ -70,7 +71,8 @@ def schedule_warnings(
             else f"{model} is an alias of model {meant}; schedule that one, this does nothing for it"
         )
     if schedule is not None and not any(matches(schedule.node_selector, node.labels) for node in _backends(fleet)):
-        found.append(f"no node matches {format_selector(schedule.node_selector) or 'the empty selector'} now")
+        matched = format_selector(schedule.node_selector) or "the empty selector"
+        found.append(f"no node matches {matched} now" if fleet.nodes else NO_NODE)
     return found
 
 

@@ -87,6 +87,19 @@ def opened(world: World) -> World:
     return world
 
 
+def test_an_installation_that_waits_for_its_first_node_lacks_no_capacity() -> None:
+    """C5: nobody knows yet what it will have; the node that comes is used at once, with nothing to clear before."""
+    world = World(*a_model(spec=some_spec(vram=GIB)), wanting())
+    world.route()
+    passes(world, 5)
+    assert not world.of(ModelDeclaredUnsatisfiable)
+    world.append(*an_approved_node("n1", labels=TIER))
+    world.beat("n1")
+    world.settle()
+    assert [event.node for event in world.of(ReplicaPlaced)] == ["n1"]  # type: ignore[union-attr]
+    assert not world.of(ModelDeclaredSatisfiable)
+
+
 def closed_by(world: World) -> list[str]:
     return [event.cause for event in world.of(ModelDeclaredSatisfiable)]  # type: ignore[union-attr]
 

@@ -220,7 +220,7 @@ def test_what_is_placed_copies_footprint_and_groups_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("history", "message", "unblock"),
     [
-        ([], "0/0 nodes", "register a node"),
+        ([], "no node is registered yet", "register a node"),
         (a_pending_node(), "0/1 nodes: 1 admitted", "approve node n1"),
         ([*an_approved_node(), NodeCordoned(node="n1")], "0/1 nodes: 1 schedulable", "uncordon node n1"),
         (
