@@ -50,9 +50,9 @@ class Yard:
         assert stored is not None
         return stored.event_id
 
-    async def place(self, model: str) -> int:
+    async def place(self, model: str, *, again: bool = False) -> int:
         request = Request(
-            model=ModelName(model), command=CommandId(f"place-{model}"), now_ns=self.runtime.clock.now_ns()
+            model=ModelName(model), command=CommandId(f"place-{model}-{again}"), now_ns=self.runtime.clock.now_ns()
         )
         return await self.did(lambda fleet: place(fleet, Readings(), request).events)
 
@@ -147,6 +147,9 @@ async def test_why_says_what_was_decided_and_how_each_node_is_judged(yard: Yard)
     assert {one["node"]: one["filter"] for one in now["nodes"]} == {"n1": "slot", "n2": "vram"}
     assert now["one_more"].startswith("0/2 nodes")
     assert now["unblock"]
+    await yard.place("m", again=True)
+    later = await yard.get("/models/m/why")
+    assert [one["kind"] for one in later["decisions"]] == ["refusal", "placement"], "the newest first"
     then = await yard.get("/models/m/why", at=before)
     assert (then["replicas"], then["decisions"], then["one_more"]) == (0, [], "placed on n1")
     assert {one["node"]: one["filter"] for one in then["nodes"]} == {"n1": None, "n2": "vram"}
