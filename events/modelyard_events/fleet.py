@@ -63,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     affinity_slack: int = 2
     affinity_slack_factor: float = 1.5
     affinity_slack_base: int = 1
+    held_up_retry_seconds: float = 1.0
 
 
 class FleetSettingsChanged(FleetEvent, frozen=True, kw_only=True, tag="fleet.settings_changed.v1"):

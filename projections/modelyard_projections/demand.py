@@ -77,10 +77,14 @@ class Demand(msgspec.Struct):
         """Drop what is known of an ended replica."""
         self.last_used_ns.pop(replica, None)
 
-    def live_routers(self, settings: Settings, *, now_ns: int) -> list[RouterReport]:
-        """The last report of each router that isn't gone."""
-        gone_ns = gone_after_ns(settings)
-        return [heard.report for heard in self.routers.values() if now_ns - heard.heard_ns < gone_ns]
+    def live_routers(self, settings: Settings, *, now_ns: int, without: str | None = None) -> list[RouterReport]:
+        """The last report of each router that isn't gone, `without` the one that asks."""
+        heard_after_ns = now_ns - gone_after_ns(settings)
+        return [
+            heard.report
+            for router, heard in self.routers.items()
+            if heard.heard_ns > heard_after_ns and router != without
+        ]
 
     def in_flight(self, settings: Settings, replica: ReplicaId, *, now_ns: int) -> int:
         """Leases on `replica` over all live routers."""

@@ -30,6 +30,9 @@ LEASE_SECONDS_MOST: Final = 60.0
 """Nobody acts for this long after a crash: more than a fleet should wait."""
 
 
+TELEMETRY_SECONDS: Final = 30.0
+"""Three heartbeats (rule N8)."""
+
 LOG_LINES_MOST: Final = 10_000
 """Of one replica: its two log files then take a hundred megabytes."""
 
@@ -41,7 +44,8 @@ class NatsSettings(msgspec.Struct, frozen=True):
     """How to reach NATS in the control role.
 
     `url` holds one server or several, separated by commas, with credentials if need be. `tls_ca` is a file; a
-    `tls://` URL asks for TLS. `replicas` is for streams that don't exist yet: 1 embedded, 3 in production.
+    `tls://` URL asks for TLS. The rest is for streams that don't exist yet: `replicas` 1 embedded, 3 in production;
+    `telemetry_seconds` is how long the last heartbeat of each node is kept for observers that come later (rule N8).
     """
 
     url: str
@@ -49,6 +53,7 @@ class NatsSettings(msgspec.Struct, frozen=True):
     password: str | None = None
     tls_ca: str | None = None
     replicas: int = 1
+    telemetry_seconds: float = TELEMETRY_SECONDS
 
 
 class CalloutSettings(msgspec.Struct, frozen=True):

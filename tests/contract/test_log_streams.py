@@ -13,7 +13,7 @@ import trustme
 import uvloop
 
 from modelyard_events.subjects import EVENTS_STREAM, LEASES_STREAM, LOG_STREAM, TELEMETRY_STREAM
-from modelyard_services.effects.connect import open_runtime
+from modelyard_services.effects.connect import connected, open_runtime
 from modelyard_services.effects.log.contract import Log, LogFull, LogMisconfigured, LogUnavailable
 from modelyard_services.effects.log.endpoint import NatsEndpoint, connect
 from modelyard_services.effects.log.jetstream import open_log
@@ -43,6 +43,14 @@ async def test_declaring_twice_keeps_the_log(nats_r1: Servers) -> None:
     finally:
         await client.close()
     assert set(again) == {first}
+
+
+async def test_how_long_a_heartbeat_is_kept_is_as_the_first_process_is_told(nats_r1: Servers) -> None:
+    """N8, S1: 30 s by the rule; what another is told later changes nothing."""
+    for seconds in (90.0, 45.0):
+        async with connected(NatsSettings(nats_r1.url, telemetry_seconds=seconds), "test"):
+            telemetry = (await raw(nats_r1, f"STREAM.INFO.{TELEMETRY_STREAM}"))["config"]
+        assert telemetry["max_age"] == 90 * 10**9
 
 
 async def test_the_streams_are_what_the_design_says(nats_r3: Servers) -> None:

@@ -26,6 +26,10 @@ ProbeSeconds = Annotated[float, Parameter(validator=validators.Number(gte=0.1, l
 """How long a replica may take to answer whether it is well, whoever asks."""
 
 
+TelemetrySeconds = Annotated[float, Parameter(validator=validators.Number(gte=1, lte=HOUR))]
+"""How long NATS keeps the last heartbeat of a node."""
+
+
 @Parameter(name="*")
 class Routing:
     """Options of every process that routes requests.

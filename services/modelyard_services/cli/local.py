@@ -17,10 +17,10 @@ from modelyard_events.ids import LabelKey
 from modelyard_events.names import label_value, node_name, operator_label_key
 from modelyard_events.sizes import parse_size, parse_vram_budget
 from modelyard_services.cli import tables
-from modelyard_services.cli.groups import Care, ProbeSeconds, Routing, router_settings, worker_figures
+from modelyard_services.cli.groups import Care, ProbeSeconds, Routing, TelemetrySeconds, router_settings, worker_figures
 from modelyard_services.cli.session import CommandFailedError, Session
 from modelyard_services.errors import InvalidRequestError
-from modelyard_services.settings import PROBE_SECONDS
+from modelyard_services.settings import PROBE_SECONDS, TELEMETRY_SECONDS
 from modelyard_services.supervisor.settings import Endpoints
 
 Serve = Callable[[asyncio.Event], Awaitable[None]]
@@ -39,6 +39,7 @@ def up(  # noqa: PLR0913 - one option per setting
     grpc_port: int = 0,
     nats_port: int = 0,
     nats_url: str | None = None,
+    nats_telemetry_seconds: TelemetrySeconds = TELEMETRY_SECONDS,
     database_url: str | None = None,
     config: Annotated[list[Path] | None, Parameter(negative="")] = None,
     model_scheduling: str | None = None,
@@ -68,6 +69,8 @@ def up(  # noqa: PLR0913 - one option per setting
         Of the embedded NATS server; 0 takes a free one.
     nats_url
         Use these NATS servers instead of the embedded one.
+    nats_telemetry_seconds
+        How long NATS keeps a node's last heartbeat, for observers that come later; of a stream that doesn't exist yet.
     database_url
         Use this PostgreSQL instead of the embedded one.
     config
@@ -109,6 +112,7 @@ def up(  # noqa: PLR0913 - one option per setting
         grpc_port=grpc_port,
         nats_port=nats_port,
         nats_url=nats_url,
+        nats_telemetry_seconds=nats_telemetry_seconds,
         database_url=database_url,
         configuration=configuration,
         workers=workers,

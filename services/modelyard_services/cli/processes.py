@@ -15,11 +15,12 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter, validators
 
 from modelyard_services.cli import local
-from modelyard_services.cli.groups import Routing, router_settings
+from modelyard_services.cli.groups import Routing, TelemetrySeconds, router_settings
 from modelyard_services.settings import (
     LEASE_SECONDS,
     LEASE_SECONDS_LEAST,
     LEASE_SECONDS_MOST,
+    TELEMETRY_SECONDS,
     ApiSettings,
     CalloutSettings,
     NatsSettings,
@@ -43,6 +44,8 @@ class Common:
         File with the certificate authority of the NATS servers.
     nats_replicas
         Replicas of streams that don't exist yet: 3 on a cluster.
+    nats_telemetry_seconds
+        How long NATS keeps a node's last heartbeat, for observers that come later; of a stream that doesn't exist yet.
     status_port
         Where to answer /healthz, /readyz and /metrics on loopback; 0 takes a free port.
     log_level
@@ -55,11 +58,14 @@ class Common:
         nats_url: str,
         nats_tls_ca: str | None = None,
         nats_replicas: int = 1,
+        nats_telemetry_seconds: TelemetrySeconds = TELEMETRY_SECONDS,
         status_port: int | None = None,
         log_level: LogLevel = "info",
     ) -> None:
         """Take the options."""
-        self.nats = NatsSettings(nats_url, tls_ca=nats_tls_ca, replicas=nats_replicas)
+        self.nats = NatsSettings(
+            nats_url, tls_ca=nats_tls_ca, replicas=nats_replicas, telemetry_seconds=nats_telemetry_seconds
+        )
         self.status_port = status_port
         self.log_level = log_level
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -12,10 +12,6 @@ from modelyard_services.cli import formats, tables
 from modelyard_services.cli.names import tell_unknown
 from modelyard_services.cli.session import CommandFailedError, Session, segment
 from modelyard_services.cli.waiting import until
-
-HELD_UP_TRIES: Final = 30
-HELD_UP_PAUSE_SECONDS: Final = 1.0
-"""A load that waits asks again each second, 30 times, while others are in the way (rule P4)."""
 
 ReplicaState = Literal[PhaseName, "unreachable"]
 Here = Annotated[Session, Parameter(parse=False)]
@@ -95,22 +91,26 @@ def load(  # noqa: PLR0913 - one option per member of the request
         Return when it is ready or has failed.
     """
     body = {"node": node, "selector": selector, "replicas": replicas, "revision": revision}
-    answer = _placed(session, model, body, tries=HELD_UP_TRIES if wait else 1)
+    answer = placed(session, model, body, patient=wait)
     session.done(answer, f"{model} loading: {', '.join(answer['replicas'])}{_fewer(answer, replicas)}")
     if wait:
         wanted = set(answer["replicas"])
         until(session, f"{model} is ready", lambda: _all_ready(session, model, wanted))
 
 
-def _placed(session: Session, model: str, body: dict[str, Any], *, tries: int) -> Any:
-    for left in reversed(range(tries)):
+def placed(session: Session, model: str, body: dict[str, Any], *, patient: bool) -> Any:
+    """Place it; who is `patient` asks again while others are in the way, as the fleet's settings say (rule P4)."""
+    began = time.monotonic()
+    while True:
         try:
             return session.call("POST", f"/models/{segment(model)}/replicas", body=body)
         except CommandFailedError as refused:
-            if not (left and refused.held_up):
+            if not (patient and refused.held_up):
                 raise
-            time.sleep(HELD_UP_PAUSE_SECONDS)
-    raise AssertionError("the last try returns or raises")
+            settings = session.get("/settings")["settings"]
+            if time.monotonic() - began >= settings["held_up_seconds"]:
+                raise
+            time.sleep(settings["held_up_retry_seconds"])
 
 
 def _fewer(answer: dict[str, Any], replicas: int) -> str:

@@ -41,7 +41,8 @@ async def connected(settings: NatsSettings, process: str) -> AsyncIterator[Conne
     endpoint = endpoint_of(settings, name=process)
     client = await connect(endpoint)
     try:
-        await declare_streams(client, Layout(replicas=settings.replicas))
+        telemetry_age_ns = round(settings.telemetry_seconds * 1e9)
+        await declare_streams(client, Layout(replicas=settings.replicas, telemetry_age_ns=telemetry_age_ns))
         log = await JetStreamLog.open(client, endpoint)
         try:
             yield log, NatsBus(client)

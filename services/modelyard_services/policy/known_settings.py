@@ -61,7 +61,7 @@ KNOWN: Final[Mapping[str, Known]] = {
     "file_size_factor": Known("R4", "a footprint by the size of the weights alone: so many times it", 1, 100),
     "disk_headroom_share": Known("P1", "the share of a payload that stays free beside it on the disk", 0, 10),
     "disk_headroom_bytes": Known("P1", "and at least so many bytes", 0, 10**15),
-    "held_up_seconds": Known("P4", "how long a load is tried again each second while others are in its way", 0, 3_600),
+    "held_up_seconds": Known("P4", "how long a load is tried again while others are in its way", 0, 3_600),
     "load_backoff_seconds": Known("T6", "rest of a model on a node after a failed load; doubles each time", 0, DAY),
     "load_backoff_max_seconds": Known("T6", "the longest such rest", 0, WEEK),
     "lease_seconds": Known("T2", "how long a lease in foreign hands lives unless renewed", 1, DAY),
@@ -76,6 +76,8 @@ KNOWN: Final[Mapping[str, Known]] = {
     "affinity_slack": Known("T3", "requests that a preferred replica may have more than the least busy", 0, 1_000),
     "affinity_slack_factor": Known("T3", "and so many times as many as it", 1, 100),
     "affinity_slack_base": Known("T3", "and so many beyond that", 0, 1_000),
+    # Routers look at who waits once a second.
+    "held_up_retry_seconds": Known("P4", "how often such a load is tried again", 1, 60),
 }
 
 

@@ -82,6 +82,7 @@ class _Wait(msgspec.Struct):
     since_ns: int
     loads: set[ReplicaId] = msgspec.field(default_factory=set)
     held_up: HeldUpError | None = None
+    held_up_after: float = 0.0
 
 
 class Router:
@@ -274,14 +275,16 @@ class Router:
         return bool(there)
 
     async def _see_to_a_load(self, wait: _Wait) -> None:
-        if pending(self.runtime.fleet, wait.model):
+        settings, waited = self.runtime.fleet.settings, self._waited_seconds(wait)
+        rests = wait.held_up is not None and waited - wait.held_up_after < settings.held_up_retry_seconds - 1
+        if rests or pending(self.runtime.fleet, wait.model):
             return
         try:
             coming = await self._load(wait.model, wait.ask)
         except HeldUpError as held_up:
-            if self._waited_seconds(wait) >= self.runtime.fleet.settings.held_up_seconds:
+            if waited >= settings.held_up_seconds:
                 raise
-            wait.held_up = held_up
+            wait.held_up, wait.held_up_after = held_up, waited
         else:
             wait.held_up = None
             # Asked for by name: it may have failed before we got to look.
@@ -344,8 +347,7 @@ class Router:
     def _hear_live(self) -> None:
         """Forget routers that fell silent, and learn what heartbeats tell after a restart."""
         demand, now_ns = self.runtime.demand, self.runtime.clock.monotonic_ns()
-        there = demand.live_routers(self.runtime.fleet.settings, now_ns=now_ns)
-        others = [report for report in there if report.router != self.incarnation]
+        others = demand.live_routers(self.runtime.fleet.settings, now_ns=now_ns, without=self.incarnation)
         live = {report.router for report in others}
         self._queues.wake_first(self._board.hear(others, live=live, used=demand.last_used_ns))
 

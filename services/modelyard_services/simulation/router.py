@@ -112,8 +112,7 @@ class SimulatedRouter:
 
     def hear_others(self, *, now_ns: int) -> None:
         """What the other living routers hold."""
-        there = self._demand.live_routers(self._fleet.settings, now_ns=now_ns)
-        others = [each for each in there if each.router != self.name]
+        others = self._demand.live_routers(self._fleet.settings, now_ns=now_ns, without=self.name)
         self._board.hear(others, live={each.router for each in others}, used=tuple(self._demand.last_used_ns))
 
     def try_again(self, ask: Ask) -> list[ReplicaId]:

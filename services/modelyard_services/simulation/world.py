@@ -178,7 +178,7 @@ class World:
             shut = self._send(one.model, one.router)
             if shut is None:
                 continue
-            if one.held_up and one.asked < self.seconds:
+            if one.held_up and self.seconds - one.asked >= self.fleet.settings.held_up_retry_seconds:
                 self._wait(one, shut)
             elif self.seconds - one.since >= WAIT_SECONDS:
                 self._answer(one, f"model_loading: not ready within {WAIT_SECONDS} s")
@@ -188,7 +188,7 @@ class World:
         return len(self.waiting) < len(waiting)
 
     def _wait(self, one: Waiting, shut: frozenset[ReplicaId]) -> None:
-        """Ask for a replica, and wait for it; where others are in its way, ask again each second (rule P4)."""
+        """Ask for a replica, and wait for it; where others are in its way, ask again soon (rule P4)."""
         answer = self.load(one.model, shut=shut)
         if not self.refused:
             self.waiting.append(msgspec.structs.replace(one, held_up=False))

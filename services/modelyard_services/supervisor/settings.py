@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from modelyard_services.settings import ConfigurationSettings, RouterSettings, WorkerFigures
+from modelyard_services.settings import TELEMETRY_SECONDS, ConfigurationSettings, RouterSettings, WorkerFigures
 
 
 class UpSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +20,7 @@ class UpSettings(msgspec.Struct, frozen=True, kw_only=True):
     grpc_port: int = 0
     nats_port: int = 0
     nats_url: str | None = None
+    nats_telemetry_seconds: float = TELEMETRY_SECONDS
     database_url: str | None = None
     configuration: ConfigurationSettings = ConfigurationSettings()
     workers: int = 1

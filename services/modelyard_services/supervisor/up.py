@@ -117,7 +117,9 @@ class _Yard:
         database_url = await self._start_postgres()
         nats_url = await self._start_nats()
         self._environment["MODELYARD_DATABASE_URL"] = database_url
-        async with open_runtime(ProcessSettings("up", NatsSettings(self.control_url))) as runtime:
+        # The first to connect declares the streams.
+        nats = NatsSettings(self.control_url, telemetry_seconds=self._settings.nats_telemetry_seconds)
+        async with open_runtime(ProcessSettings("up", nats)) as runtime:
             secrets = await admit(runtime, self._data_dir, secrets)
             endpoints = self._endpoints(secrets, nats_url, database_url)
             await self._start_control_plane()

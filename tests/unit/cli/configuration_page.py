@@ -14,6 +14,7 @@ from modelyard_services.cli.variables import is_option, variable_of
 from modelyard_services.policy.entries import ModelBody, ScheduleBody
 from modelyard_services.policy.known_settings import RELATIONS
 from modelyard_services.policy.known_settings import rows as known_settings
+from tests.unit.cli import numbers
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "configuration.md"
 PROCESSES: Final = (
@@ -113,7 +114,9 @@ def page() -> str:
         _fields("models", ModelBody, "name", "command"),
         _fields("schedules", ScheduleBody, "model_name"),
     )
-    return "\n".join([_INTRODUCTION, *map(_process, PROCESSES), _settings(), _FILE, models, schedules])
+    return "\n".join(
+        [_INTRODUCTION, *map(_process, PROCESSES), _settings(), _FILE, models, schedules, numbers.section()]
+    )
 
 
 def variables(command: str) -> set[str]:

@@ -2,9 +2,11 @@
 
 import msgspec
 import pytest
+from cyclopts import CycloptsError
 
+from modelyard_events.errors import InvalidValueError
 from modelyard_services.cli.groups import Care, Routing, router_settings, worker_figures
-from modelyard_services.cli.main import app, run
+from modelyard_services.cli.main import app
 from modelyard_services.settings import RouterSettings, WorkerFigures
 
 ROUTER = RouterSettings(wait_seconds=7.0, queue_max=8, probe_fresh_seconds=9.0, probe_seconds=0.5)
@@ -49,20 +51,30 @@ def test_without_options_the_rules_figures_hold() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("worker --probe-seconds 15", ("probe_interval_seconds", "15", "more than probe_seconds (15)")),
-        ("worker --probe-interval-seconds 1", ("probe_interval_seconds", "1", "more than probe_seconds (2)")),
-        ("up --probe-seconds 20", ("probe_interval_seconds", "15", "more than probe_seconds (20)")),
+        ("--probe-seconds 15", ("probe_interval_seconds", "15", "more than probe_seconds (15)")),
+        ("--probe-interval-seconds 1", ("probe_interval_seconds", "1", "more than probe_seconds (2)")),
+    ],
+)
+def test_a_question_that_would_come_before_the_answer_to_the_last_is_refused(words: str, told: tuple[str, ...]) -> None:
+    """S1, T4: before anything starts."""
+    with pytest.raises(InvalidValueError) as refused:
+        figures("worker", *words.split())
+    assert all(text in str(refused.value) for text in told), refused.value
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
         ("worker --log-lines 0", ("--log-lines", ">= 1")),
         ("worker --stderr-lines 101", ("--stderr-lines", "<= 100")),
         ("up --queue-max 0", ("--queue-max", ">= 1")),
+        ("up --nats-telemetry-seconds 0", ("--nats-telemetry-seconds", ">= 1")),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_its_name_and_what_would_be_right(
-    words: str, told: tuple[str, ...], tmp_path: object, capsys: pytest.CaptureFixture[str]
+def test_what_is_out_of_range_is_refused_with_its_name_and_what_would_be_right(
+    words: str, told: tuple[str, ...]
 ) -> None:
-    """S1: before anything starts."""
-    reached = ["--nats-url", "nats://nowhere", "--registration-token", "x"] if words.startswith("worker") else []
-    data = ["--data-dir", str(tmp_path)] if words.startswith("up") else []
-    assert run([*words.split(), *reached, *data]) != 0
-    shown = capsys.readouterr().err
-    assert all(text in shown for text in told), shown
+    """S1: as a usage error, by the command line itself."""
+    with pytest.raises(CycloptsError) as refused:
+        app.parse_args(words.split(), exit_on_error=False, print_error=False)
+    assert all(text in str(refused.value) for text in told), refused.value

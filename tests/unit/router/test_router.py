@@ -731,6 +731,25 @@ async def test_who_is_held_up_tries_as_long_as_the_settings_say(world: World) ->
             await asyncio.wait_for(router.route("m"), 20)
 
 
+async def test_who_is_held_up_tries_again_as_often_as_the_settings_say(world: World) -> None:
+    """P4, S1: woken in between, it waits on; by the rule it tries each second."""
+    await world.happens([*an_approved_node(), *a_model()], set_to(held_up_retry_seconds=3.0))
+    world.runtime.clock = clock = HeldClock()
+    async with world.router() as router:
+        router._loader = held_up = HeldUpLoader(router._loader)
+        asking = asyncio.create_task(router.route("m"))
+        await eventually(lambda: held_up.asked == 1)
+        for seconds, tries in ((1.0, 1), (0.9, 1), (0.2, 2), (1.9, 2), (0.2, 3)):
+            clock.move(seconds)
+            router._reporter._heard_ns = clock.monotonic_ns()
+            router._queues.wake_all()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert held_up.asked == tries
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
 @pytest.mark.parametrize(("least", "most", "told"), [(40.0, 60.0, 40), (1.0, 3.0, 3), (5.0, 120.0, 15)])
 async def test_a_model_that_loads_is_asked_for_again_as_soon_as_the_settings_say(
     world: World, least: float, most: float, told: float

@@ -22,6 +22,7 @@ from modelyard_events.subjects import (
 )
 from modelyard_services.effects.log.api import LOG_ID_KEY, STREAM_NOT_FOUND, Api, StreamInfo
 from modelyard_services.effects.log.contract import LogMisconfigured, LogUnavailable
+from modelyard_services.settings import TELEMETRY_SECONDS
 
 LOG_BYTES_MAX: Final = 16 * 1024**3
 """About forty million events. A ceiling, because `discard new` then refuses writes instead of losing history."""
@@ -37,7 +38,7 @@ LEASES_BYTES_MAX: Final = 1024**2
 
 _SECOND: Final = 1_000_000_000
 EVENTS_AGE_NS: Final = 7 * 24 * 3600 * _SECOND
-TELEMETRY_AGE_NS: Final = 30 * _SECOND
+TELEMETRY_AGE_NS: Final = round(TELEMETRY_SECONDS * _SECOND)
 """A reading older than this says less than none."""
 
 DUPLICATE_WINDOW_NS: Final = 600 * _SECOND
@@ -68,6 +69,7 @@ class Layout(Struct, frozen=True, kw_only=True):
     events_bytes_max: int = EVENTS_BYTES_MAX
     telemetry_bytes_max: int = TELEMETRY_BYTES_MAX
     events_age_ns: int = EVENTS_AGE_NS
+    telemetry_age_ns: int = TELEMETRY_AGE_NS
 
 
 async def declare_streams(client: Client, layout: Layout) -> str:
@@ -188,7 +190,7 @@ def _telemetry_config(layout: Layout) -> dict[str, object]:
         "discard": "old",
         "num_replicas": layout.replicas,
         "max_bytes": layout.telemetry_bytes_max,
-        "max_age": TELEMETRY_AGE_NS,
+        "max_age": layout.telemetry_age_ns,
         "max_msgs_per_subject": 1,
         "duplicate_window": _SECOND,
         "allow_direct": True,
