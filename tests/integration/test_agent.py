@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import psutil
 import pytest
 
@@ -33,11 +34,14 @@ from modelyard_events.replica import (
     ReplicaStopRequested,
     ReplicaUnloaded,
 )
+from modelyard_events.requests import USED
 from modelyard_events.spec import SecretRef
+from modelyard_events.subjects import worker_subject
 from modelyard_projections.fleet import Alive, Departed, Fleet, Loading, Lost, NodeDraining, Ready
 from modelyard_services.errors import NameTakenError
 from modelyard_services.policy.ending import end
 from modelyard_services.policy.intent import remove
+from modelyard_services.settings import WorkerFigures
 from modelyard_services.worker.agent.agent import GOODBYE_SECONDS
 from tests.support.agents import N1, UNTIL_SECONDS, Yard, a_yard
 from tests.support.backends import SERVE, alive, echo, marked, script
@@ -215,6 +219,27 @@ async def test_a_process_that_nobody_believes_in_is_stopped(yard: Yard, tmp_path
     yard.worker()
     await yard.until(lambda fleet: N1 in fleet.nodes and not alive(pid))
     assert not marked(tmp_path / "state")
+
+
+async def test_a_replica_that_routers_use_is_not_dead_for_its_silence_and_an_idle_one_is(yard: Yard) -> None:
+    """X15, T4: what routers tell the worker of their use is what its own probes go by."""
+    yard.worker(figures=WorkerFigures(probe_interval_seconds=0.1, probe_seconds=0.09))
+    await yard.until(lambda fleet: N1 in fleet.nodes)
+    await yard.place()
+    await yard.ready()
+    subject, bus = worker_subject(N1, USED), yard.runtime.bus
+    await bus.publish(subject, msgspec.json.encode({"r-1": time.time_ns()}))
+    os.kill(pid_of(yard), signal.SIGSTOP)
+    silent_until = time.monotonic() + 3
+    while time.monotonic() < silent_until:
+        await bus.publish(subject, msgspec.json.encode({"r-1": time.time_ns()}))
+        await asyncio.sleep(0.05)
+    assert ReplicaId("r-1") in yard.fleet.replicas
+    assert isinstance(yard.fleet.replicas[ReplicaId("r-1")].phase, Ready)
+    await yard.until(lambda fleet: not isinstance(fleet.replicas[ReplicaId("r-1")].phase, Ready))
+    os.kill(pid_of(yard), signal.SIGCONT)
+    (drained,) = [entry.event for entry in await yard.entries() if isinstance(entry.event, ReplicaDrainStarted)]
+    assert drained.reason == "probe_failed"
 
 
 async def test_a_crash_is_told_with_its_last_words_and_not_started_again(yard: Yard) -> None:

@@ -16,7 +16,7 @@ from modelyard_projections.fleet import Fleet
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import ApiRequest, Service, service_of
 from modelyard_services.effects.documents import parse_text
-from modelyard_services.effects.model_files import looked
+from modelyard_services.effects.looks import looked
 from modelyard_services.errors import InvalidRequestError
 from modelyard_services.policy import apply as policy
 from modelyard_services.policy.actions import Moment, View

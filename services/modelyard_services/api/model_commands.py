@@ -15,7 +15,7 @@ from modelyard_events.selectors import parse_selector
 from modelyard_projections.fleet import Draining, Fleet
 from modelyard_services.api.access import requires
 from modelyard_services.api.service import ApiRequest, CommandView, SequenceOf, answer, service_of
-from modelyard_services.effects.model_files import looked
+from modelyard_services.effects.looks import looked
 from modelyard_services.effects.refusals import count_refusal
 from modelyard_services.errors import (
     InvalidRequestError,

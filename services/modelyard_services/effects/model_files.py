@@ -4,7 +4,6 @@ Invariant: reads no further than a header and never more than `HEADER_BYTES_MAX`
 header claims is believed only as far as the file reaches. A file that can't be looked at gives nothing, not zero.
 """
 
-import asyncio
 import os
 import re
 import stat
@@ -12,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, TypeVar
+from typing import BinaryIO, Final
 
 import msgspec
 import structlog
@@ -31,9 +30,6 @@ VALUES_MAX: Final = 2_000_000
 KEY_BYTES_MAX: Final = 65_535
 """As GGUF has it."""
 
-LOOK_SECONDS_MAX: Final = 15.0
-"""For all files of one command: a network disk that hangs must not hold it."""
-
 _WANTED: Final = re.compile(
     r"general\.architecture|[\w.-]+\.(context_length|block_count|embedding_length"
     r"|attention\.(head_count|head_count_kv|key_length|value_length))"
@@ -48,7 +44,6 @@ _ARRAY: Final = 9
 _LAYERS_MAX: Final = 10_000
 """Numbers of one wanted array: one a layer."""
 
-Result = TypeVar("Result")
 Read = Callable[[Sequence[str]], Sequence[ModelFile]]
 
 _log = structlog.get_logger(__name__)
@@ -68,16 +63,6 @@ class _Index(msgspec.Struct, frozen=True):
     """Which part holds which tensor."""
 
     weight_map: dict[str, str]
-
-
-async def looked(work: Callable[[Read], Result], *, seconds: float = LOOK_SECONDS_MAX) -> Result:
-    """`work` with files looked at beside the loop; as if none could be, where that takes too long."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await asyncio.to_thread(work, read_files)
-    except TimeoutError:
-        _log.warning("looking at model files took too long", seconds=seconds)
-        return work(lambda _names: [])
 
 
 def read_files(names: Sequence[str]) -> list[ModelFile]:

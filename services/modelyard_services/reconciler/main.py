@@ -19,7 +19,7 @@ from modelyard_services.effects.bus import Bus
 from modelyard_services.effects.connect import open_runtime
 from modelyard_services.effects.lease.claim import holder_name
 from modelyard_services.effects.lease.lease import Lease
-from modelyard_services.effects.model_files import looked
+from modelyard_services.effects.looks import looked
 from modelyard_services.effects.process import until
 from modelyard_services.effects.runtime import Runtime
 from modelyard_services.errors import UnavailableError

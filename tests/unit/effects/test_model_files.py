@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import struct
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelyard_events.sizes import SIZE_MAX
-from modelyard_events.spec import Estimate, ModelSpec
-from modelyard_services.effects.model_files import FilesUnreadableError, look_at, looked, read_files
-from modelyard_services.policy.estimate import CACHE_BYTES, estimate, with_estimate
+from modelyard_events.spec import Estimate
+from modelyard_services.effects.model_files import FilesUnreadableError, look_at, read_files
+from modelyard_services.policy.estimate import CACHE_BYTES, estimate
 from tests.support.model_files import llama, write_gguf, write_safetensors
 
 KIB = 2**10
@@ -163,11 +162,3 @@ def test_a_directory_of_several_models_is_not_taken_for_one(tmp_path: Path) -> N
         write_gguf(tmp_path / name, llama(), tensor_bytes=KIB)
     with pytest.raises(FilesUnreadableError, match="several models"):
         came_to(tmp_path)
-
-
-async def test_a_look_that_takes_too_long_counts_as_none(tmp_path: Path) -> None:
-    """A network disk that hangs holds no command."""
-    file = write_gguf(tmp_path / "m.gguf", llama(), tensor_bytes=KIB)
-    spec = ModelSpec(command=("serve",), files=(str(file),))
-    assert (await looked(partial(with_estimate, spec), seconds=0)).estimate is None
-    assert (await looked(partial(with_estimate, spec))).estimate is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from modelyard_services.worker.processes import keeper
+from modelyard_services.worker.processes import handle, keeper
 from modelyard_services.worker.processes.handle import Handle, KeeperError, open_identity
 from modelyard_services.worker.processes.kept import keeper_file
 from modelyard_services.worker.processes.state import Identity, KeeperFile, lock_file
@@ -43,6 +43,27 @@ async def test_a_keeper_that_ends_while_it_is_looked_for_is_none(tmp_path: Path)
     await asyncio.wait({looking}, timeout=0.2)
     os.close(lock)
     assert await looking is None
+
+
+@pytest.mark.parametrize("left", ["nothing", "half a word", "another process"])
+async def test_a_keeper_that_lives_and_cannot_be_identified_is_never_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """X20, W4: its backend runs, so its port and memory are taken, whoever it is."""
+    monkeypatch.setattr(handle, "SETTLE_SECONDS", 0.2)
+    gone = Identity(os.getpid(), keeper.start_ticks(os.getpid()) - 1)
+    another = msgspec.json.encode(KeeperFile(keeper=gone, process=gone, started_at=0, problem=None))
+    if left != "nothing":
+        (tmp_path / "keeper.json").write_bytes(another if left == "another process" else another[:9])
+    lock = lock_file(tmp_path / "lock")
+    assert lock is not None
+    problem = "but not by process" if left == "another process" else "doesn't say who it is"
+    try:
+        with pytest.raises(KeeperError, match=problem):
+            await Handle.find(tmp_path)
+    finally:
+        os.close(lock)
+    assert await Handle.find(tmp_path) is None
 
 
 def test_a_name_with_blanks_and_brackets_does_not_shift_the_fields() -> None:

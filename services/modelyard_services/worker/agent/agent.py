@@ -13,7 +13,6 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
-from modelyard_events.codec import UndecodableEventError, decode
 from modelyard_events.ids import IncarnationId, ReplicaId
 from modelyard_events.requests import (
     OFFER,
@@ -30,7 +29,7 @@ from modelyard_events.requests import (
 )
 from modelyard_events.subjects import node_command_subject, node_telemetry_subject
 from modelyard_events.telemetry import Heartbeat, ReplicaReading
-from modelyard_projections.fleet import Fleet, FoldError
+from modelyard_projections.fleet import Fleet
 from modelyard_services.effects.bus import NatsBus
 from modelyard_services.effects.clock import Clock, backoff_seconds
 from modelyard_services.effects.nats_access.node_log import NodeLog
@@ -46,6 +45,7 @@ from modelyard_services.worker.agent.answers import Answers
 from modelyard_services.worker.agent.inventory import Inventory
 from modelyard_services.worker.agent.loads import Loads
 from modelyard_services.worker.agent.news import news
+from modelyard_services.worker.agent.own_fold import OwnFold
 from modelyard_services.worker.agent.progress import progress_in
 from modelyard_services.worker.agent.pulse import Pulse
 from modelyard_services.worker.agent.reporter import Reporter
@@ -85,19 +85,17 @@ class Agent:
         self._processes = processes
         self._inventory = inventory
         self._clock = Clock()
-        self._fleet = Fleet()
+        self._own = OwnFold()
         self._rejoin = asyncio.Event()
         self._reporter = Reporter(settings.name, incarnation, on_stale=self._rejoin.set)
         self._pulse = Pulse()
         self._answers = Answers(settings.name, incarnation, processes, on_beat=self._pulse.every)
         self._changed = asyncio.Event()
-        self._registered_at: int | None = None
         self._steps: dict[ReplicaId, asyncio.Task[None]] = {}
         self._started: set[ReplicaId] = set()
         self._told: set[ReplicaId] = set()
         self._loads = Loads()
         self._leaving = False
-        self._unreadable = False
 
     def hear(self, fact: ProcessFact, occurred_ns: int) -> None:
         """Take a fact of the supervisor's, and when it happened; never blocks."""
@@ -114,12 +112,11 @@ class Agent:
     @property
     def registered(self) -> bool:
         """Whether this life was ever let in: the fleet knows of its processes."""
-        return self._registered_at is not None
+        return self._own.registered_at is not None
 
     @property
-    def _caught_up(self) -> bool:
-        """Before its own registration is folded, the fold shows a life that is over: its claims aren't ours."""
-        return not self._unreadable and self._registered_at is not None and self._fleet.sequence >= self._registered_at
+    def _fleet(self) -> Fleet:
+        return self._own.fleet
 
     def rejoin(self) -> None:
         """The link is back, or something was said of another life: ask who we are now."""
@@ -182,9 +179,9 @@ class Agent:
 
     async def _register(self, bus: NatsBus) -> None:
         registered = await _until_answered(lambda: self._ask_to_register(bus))
-        if self._registered_at is None:
+        if self._own.registered_at is None:
             _log.info("registered", node=self._settings.name, admission=registered.admission)
-        self._registered_at = registered.sequence
+        self._own.registered_at = registered.sequence
         self._pulse.every(registered.heartbeat_seconds)
         self._pulse.now()
         self._changed.set()
@@ -231,17 +228,10 @@ class Agent:
             await _until_answered(lambda: self._ask_for_events(bus, after))
 
         log = NodeLog(client, self._settings.name, offer, clock=self._clock)
-        try:
-            async for chunk in log.follow(after=self._fleet.sequence):
-                for one in chunk:
-                    event = decode(one.body, sequence=one.sequence, time_ns=one.time_ns, event_id=one.event_id)
-                    self._fleet.apply(event)
-                self._fleet.take_touched()
-                self._changed.set()
-        except (UndecodableEventError, FoldError) as error:
-            # Skipping it would be acting on a picture that is wrong; ending what serves well would be worse.
-            self._unreadable = True
-            _log.error("the node's events can't be read: nothing is started or stopped any more", problem=str(error))
+        async for chunk in log.follow(after=self._fleet.sequence):
+            if not self._own.take(chunk):
+                return
+            self._changed.set()
 
     async def _ask_for_events(self, bus: NatsBus, after: int) -> Offered | None:
         request = Offer(self._settings.name, self._incarnation, after)
@@ -274,7 +264,7 @@ class Agent:
                 pass  # level-triggered: look again, whatever was missed
 
     def _take_steps(self) -> None:
-        if not self._caught_up:
+        if not self._own.caught_up:
             return
         if self._settings.name not in self._fleet.nodes:
             raise NodeGoneError("the node was removed")
@@ -345,7 +335,7 @@ class Agent:
             await self._pulse.due()
 
     def _tell_news(self, readings: tuple[ReplicaReading, ...]) -> None:
-        node = self._fleet.nodes.get(self._settings.name) if self._caught_up else None
+        node = self._fleet.nodes.get(self._settings.name) if self._own.caught_up else None
         # What waits to be decided may be the same news.
         if node is not None and not self._reporter.pending and not self._leaving:
             for fact in news(self._fleet, node, now=self._inventory.facts(), readings=readings):
