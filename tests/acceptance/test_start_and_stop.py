@@ -67,6 +67,14 @@ def test_a_port_that_is_taken_ends_the_start_and_leaves_nothing(tmp_path: Path) 
     assert installation.processes() == []
 
 
+def test_a_data_directory_that_cannot_be_used_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for data_dir in (tmp_path / "file", Path("/proc/nowhere")):
+        refused = run("up", "--data-dir", str(data_dir), "--port", "0")
+        assert refused.code == 1
+        assert refused.err.startswith("data_directory_unusable: "), refused.err
+
+
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
 def test_the_port_of_another_installation_is_not_taken_for_our_own(
     shared: Installation, tmp_path: Path, option: str

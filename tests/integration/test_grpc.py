@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import cast
+from typing import Any, Final, cast
 
 import grpc
 import grpc.aio
@@ -30,6 +31,7 @@ from tests.support.nats_servers import Servers
 from tests.support.scheduler_code import CONTRACT, SERVICES, generate
 from tests.support.yard import Yard, a_router, a_yard, leases_on
 
+CLIENTS: Final = Path(__file__).parents[2] / "docs" / "clients.md"
 NO_PROXY = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
@@ -212,6 +214,39 @@ def test_the_generated_code_is_what_the_contract_gives(tmp_path: Path) -> None:
     assert all(path.parent == CONTRACT.parent for path in made)
     for path in made:
         assert (tmp_path / path).read_text() == (SERVICES / path).read_text(), f"{path} is stale"
+
+
+async def test_the_client_in_the_documents_does_what_it_says(yard: Yard, capsys: pytest.CaptureFixture[str]) -> None:
+    """T2, T8: whoever writes a client begins with a copy of it."""
+    await yard.model(nodes=["n1"])
+    await yard.ready("r-1", node="n1")
+    program: dict[str, Any] = {}
+    (text,) = re.findall(r"```python\n(.*?)```", CLIENTS.read_text(), re.DOTALL)
+    exec(text, program)  # noqa: S102 - our own document
+    async with (
+        a_router(yard.url) as router,
+        scheduler(router, "127.0.0.1:0", access=Access(router.runtime.fleet, open_on_loopback=True)) as address,
+    ):
+        await asyncio.to_thread(program["ask"], address, "m")
+        assert leases_on(router, "r-1") == 0
+        await asyncio.to_thread(program["ask"], address, "nobody")
+    served, refused = capsys.readouterr().out.splitlines()
+    assert served.startswith("send it to 127.0.0.1:")
+    assert refused.startswith("NOT_FOUND model_unknown there is no model 'nobody'")
+
+
+def test_the_documents_tell_each_code_with_its_statuses() -> None:
+    """T8."""
+    rows = re.findall(r"^\| (`[a-z_`, ]+) \| ([0-9, ]+) \| ([A-Z_`, ]+) \|", CLIENTS.read_text(), re.MULTILINE)
+    told = set()
+    for codes, statuses, names in rows:
+        for number, code in enumerate(re.findall(r"[a-z_]+", codes)):
+            status, name = re.findall(r"[0-9]+", statuses), re.findall(r"[A-Z_]+", names)
+            assert STATUS_OF[code] == int(status[min(number, len(status) - 1)]), code
+            assert GRPC_STATUS[code].name == name[min(number, len(name) - 1)], code
+            told.add(code)
+    # Those that come of commands alone, and of a watch, are told elsewhere.
+    assert GRPC_STATUS.keys() - told == {"not_found", "contended", "log_unavailable", "log_replaced"}
 
 
 def test_every_status_of_grpc_is_of_a_known_error() -> None:

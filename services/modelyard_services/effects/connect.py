@@ -15,12 +15,17 @@ from modelyard_services.effects.log.jetstream import JetStreamLog
 from modelyard_services.effects.log.streams import Layout, declare_streams
 from modelyard_services.effects.runtime import Connected, Runtime
 from modelyard_services.effects.status import serve_status
+from modelyard_services.errors import InvalidRequestError
 from modelyard_services.settings import NatsSettings, ProcessSettings
 
 
 def endpoint_of(settings: NatsSettings, *, name: str) -> NatsEndpoint:
-    """The servers as a client is told of them."""
-    tls = ssl.create_default_context(cafile=settings.tls_ca) if settings.tls_ca else None
+    """The servers as a client is told of them.
+
+    Raises:
+        InvalidRequestError: the authority's certificate can't be read.
+    """
+    tls = _trusting(settings.tls_ca) if settings.tls_ca else None
     return NatsEndpoint(
         urls=tuple(url.strip() for url in settings.url.split(",")),
         user=settings.user,
@@ -28,6 +33,14 @@ def endpoint_of(settings: NatsSettings, *, name: str) -> NatsEndpoint:
         tls=tls,
         name=f"modelyard {name}",
     )
+
+
+def _trusting(authority: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=authority)
+    except OSError as error:  # a file that holds no certificate is one too
+        problem = f"nats_tls_ca: {authority} can't be read as certificates: {error.strerror or error}"
+        raise InvalidRequestError(problem, field="nats_tls_ca", value=authority) from error
 
 
 @contextlib.asynccontextmanager

@@ -153,6 +153,10 @@ class _Header:
         self._left = min(size, HEADER_BYTES_MAX)
         self._values = 0
 
+    @property
+    def position(self) -> int:
+        return self._file.tell()
+
     def take(self, count: int) -> bytes:
         self._spend(count)
         found = self._file.read(count)
@@ -183,7 +187,7 @@ def _safetensors(header: _Header) -> int:
     tensors = msgspec.json.decode(header.take(length), type=dict[str, _Tensor])
     weights = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if not 0 <= weights <= header.size - 8 - length:
-        raise FilesUnreadableError("its tensors go on beyond the file")
+        raise FilesUnreadableError("its tensors go on beyond the file; was its download broken off?")
     return weights
 
 
@@ -194,7 +198,7 @@ def _gguf(header: _Header) -> Metadata:
     version = header.number("<I")
     if version not in {2, 3}:
         raise FilesUnreadableError(f"its version {version} isn't known")
-    header.skip(8)  # the number of tensors
+    tensors = header.number("<Q")
     found: Metadata = {}
     for _ in range(header.number("<Q")):
         key = _text(header, most=KEY_BYTES_MAX)
@@ -202,7 +206,17 @@ def _gguf(header: _Header) -> Metadata:
         value = _value(header, kind, wanted=_WANTED.fullmatch(key) is not None)
         if value is not None:
             found[key] = value
+    last = max((_tensor_begins(header) for _ in range(tensors)), default=0)
+    if header.position + last > header.size:
+        raise FilesUnreadableError("its tensors go on beyond the file; was its download broken off?")
     return found
+
+
+def _tensor_begins(header: _Header) -> int:
+    """Where a tensor begins, counted from the end of the header."""
+    header.skip(header.number("<Q"))
+    header.skip(8 * header.number("<I") + 4)  # its dimensions and its type
+    return header.number("<Q")
 
 
 def _value(header: _Header, kind: int, *, wanted: bool) -> int | str | tuple[int, ...] | None:

@@ -20,7 +20,7 @@ from modelyard_services.effects.embedded.errors import ChildFailedError
 from modelyard_services.effects.embedded.nats import embedded_nats
 from modelyard_services.effects.embedded.ports import address, port_for
 from modelyard_services.effects.embedded.postgres import embedded_postgres
-from modelyard_services.effects.embedded.private import private_directory, read_private, write_private
+from modelyard_services.effects.embedded.private import private_directory, read_private, usable, write_private
 from modelyard_services.policy.access import is_loopback
 from modelyard_services.reconciler.sources import VARIABLES, options_of, variables_of
 from modelyard_services.settings import NatsSettings, ProcessSettings
@@ -60,13 +60,16 @@ async def up(settings: UpSettings, stop: asyncio.Event, *, on_ready: OnReady) ->
 
     Raises:
         DataDirectoryInUseError: another `up` runs on the data directory.
+        DataDirectoryUnusableError: it can't be made or written.
         ChildFailedError: a child didn't start, or crashed again and again.
     """
-    data_dir = private_directory(settings.data_dir.resolve())
+    with usable(settings.data_dir):
+        data_dir = private_directory(settings.data_dir.resolve())
     async with ProcessTree(data_dir / "run") as tree:
-        yard = _Yard(settings, data_dir, tree)
-        endpoints = await yard.start(stop)
-        write_private(data_dir / "endpoints.json", msgspec.json.format(msgspec.json.encode(endpoints)))
+        with usable(data_dir):
+            yard = _Yard(settings, data_dir, tree)
+            endpoints = await yard.start(stop)
+            write_private(data_dir / "endpoints.json", msgspec.json.format(msgspec.json.encode(endpoints)))
         on_ready(Running(endpoints, yard.control_url, tree.report))
         await _unless_failed(tree, stop.wait())
 

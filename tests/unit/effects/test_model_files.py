@@ -102,6 +102,12 @@ def _huge(length: int) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", length)
 
 
+def _broken_off() -> bytes:
+    """A download that ended early: one tensor, and another that would begin a mebibyte later."""
+    tensors = (struct.pack("<Q1sIQIQ", 1, name, 1, 2**20, 24, offset) for name, offset in ((b"a", 0), (b"b", 2**20)))
+    return b"GGUF" + struct.pack("<IQQ", 3, 2, 0) + b"".join(tensors) + bytes(1_000)
+
+
 @pytest.mark.parametrize(
     ("name", "body"),
     [
@@ -114,6 +120,8 @@ def _huge(length: int) -> bytes:
         ("m.gguf", _huge(1) + b"k" + struct.pack("<IIQ", 9, 0, 2**62)),
         ("m.gguf", _huge(1) + b"k" + struct.pack("<IIQ", 9, 9, 1)),
         ("m.gguf", _huge(1) + b"k" + struct.pack("<I", 77)),
+        ("m.gguf", _broken_off()),
+        ("m.gguf", b"GGUF" + struct.pack("<IQQQQ", 3, 2**64 - 1, 0, 0, 2**62)),
         ("m.gguf", _huge(1) + b"\xff" + struct.pack("<IB", 0, 1)),
         ("m.safetensors", struct.pack("<Q", 2**62) + b"{}"),
         ("m.safetensors", struct.pack("<Q", 2) + b"[]"),

@@ -21,7 +21,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from modelyard_services.effects.embedded.binaries import postgres_program
-from modelyard_services.effects.embedded.errors import ChildFailedError
+from modelyard_services.effects.embedded.errors import ChildFailedError, DataDirectoryUnusableError
 from modelyard_services.effects.embedded.ports import address, port_for
 from modelyard_services.effects.embedded.private import private_directory, read_private, write_private
 from modelyard_services.effects.embedded.privileges import unprivileged
@@ -202,7 +202,11 @@ async def _is_ready(superuser_url: str, user_password: str) -> bool:
     except psycopg.OperationalError:
         return False
     async with connection:
-        await _ensure_database(connection, user_password)
+        try:
+            await _ensure_database(connection, user_password)
+        except psycopg.errors.DiskFull as full:
+            problem = f"PostgreSQL: {str(full).splitlines()[0]}; free some of its disk, or choose another --data-dir"
+            raise DataDirectoryUnusableError(problem, field="data_dir") from full
     return True
 
 
