@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from modelyard_events.codec import encode, subject_of
 from modelyard_events.decision import DECISION_BYTES_MAX, Decision
 from modelyard_events.envelope import Actor, AnyEvent, Envelope
-from modelyard_events.fleet import EvictionOrder, FleetSettingsChanged, Settings
+from modelyard_events.fleet import FleetSettingsChanged, Settings
 from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId, ReservationId
 from modelyard_events.model import ModelScheduleSet
 from modelyard_events.node import (
@@ -70,6 +70,21 @@ schedules = st.builds(
     gpus=st.sampled_from([1, 1, 2, 3]),
     rollout=st.sampled_from(["surge", "replace"]),
 )
+
+
+CHOSEN = st.builds(
+    Settings,
+    min_residency_seconds=st.sampled_from([0.0, 60.0]),
+    eviction_order=st.sampled_from(["lru", "size"]),
+    max_loaded_models=st.sampled_from([0, 0, 1, 2]),
+    evictions_frozen=st.sampled_from([False, False, True]),
+    disk_headroom_share=st.sampled_from([0.05, 1.0]),
+    disk_headroom_bytes=st.sampled_from([0, GIB, 8 * GIB]),
+    load_backoff_seconds=st.sampled_from([0.0, 10.0, 200.0]),
+    accept_deadline_seconds=st.sampled_from([10.0, 120.0]),
+    missed_heartbeats_max=st.sampled_from([1, 2, 3]),
+)
+"""What operators may have chosen instead of the rules' figures."""
 
 
 class AnyFleet(RuleBasedStateMachine):
@@ -216,16 +231,8 @@ class AnyFleet(RuleBasedStateMachine):
             cached_column=None,
         )
 
-    @rule(
-        residency=st.sampled_from([0, 60]),
-        order=st.sampled_from(["lru", "size"]),
-        limit=st.sampled_from([0, 0, 1, 2]),
-        frozen=st.sampled_from([False, False, True]),
-    )
-    def set(self, residency: float, order: EvictionOrder, limit: int, frozen: bool) -> None:  # noqa: FBT001
-        wanted = Settings(
-            min_residency_seconds=residency, eviction_order=order, max_loaded_models=limit, evictions_frozen=frozen
-        )
+    @rule(wanted=CHOSEN)
+    def set(self, wanted: Settings) -> None:
         self._append([FleetSettingsChanged(settings=wanted, changed=("min_residency_seconds",))])
 
     @rule()
