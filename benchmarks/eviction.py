@@ -24,6 +24,7 @@ from modelyard_events.ids import CommandId, ModelName, NodeName, ReplicaId
 from modelyard_events.model import ModelDefined, ModelScheduleSet
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule, revision_of
 from modelyard_projections.fleet import Fleet
+from modelyard_services.policy.identity import replica_id
 from modelyard_services.policy.index import PlacementIndex
 from modelyard_services.policy.placement import Request, place
 from modelyard_services.policy.readings import NodeReading, Readings
@@ -119,7 +120,7 @@ def build(nodes: int) -> tuple[Fleet, Readings]:
     define(fleet, PLANNED, 3 * REPLICA_GIB)
     define(fleet, REFUSED, REPLICAS // 2 * REPLICA_GIB)
     for number in range(nodes):
-        apply(fleet, *node_events(f"node-{number:05}", number, chance))
+        apply(fleet, *node_events(f"node-{number:05}", chance))
     busy = {replica: 1 for replica in fleet.replicas if chance.random() < BUSY_SHARE}
     used = {replica: chance.randrange(NOW_NS // 2) for replica in fleet.replicas}
     return fleet, Readings(dict(heartbeats(fleet)), busy, used, knows_routers=True)
@@ -130,13 +131,14 @@ def define(fleet: Fleet, model: ModelName, gib: int, *, pinned: bool = False) ->
     apply(fleet, ModelDefined(model=model, spec=spec, revision=revision_of(spec)))
 
 
-def node_events(node: str, number: int, chance: random.Random) -> list[AnyEvent]:
+def node_events(node: str, chance: random.Random) -> list[AnyEvent]:
     """Two devices, ten replicas on each."""
     events: list[AnyEvent] = list(an_approved_node(node, gpus=2, vram=REPLICAS // 2 * REPLICA_GIB * GIB))
     others = chance.sample(range(PINNED, MODELS), REPLICAS - 2)
     for place_on, model in enumerate([*chance.sample(range(PINNED), 2), *others]):
         vram = {place_on % 2: REPLICA_GIB * GIB}
-        events += a_ready_replica(f"r-{number}-{place_on}", node=node, model=f"model-{model}", vram=vram)
+        replica = replica_id(CommandId(f"{node}/{place_on}"), 0)
+        events += a_ready_replica(replica, node=node, model=f"model-{model}", vram=vram)
     return events
 
 

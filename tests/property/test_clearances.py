@@ -119,6 +119,89 @@ changes = st.one_of(
 steps = st.lists(st.tuples(changes, some_readings, st.lists(wishes, min_size=1, max_size=3)), min_size=1, max_size=6)
 
 
+# Two replicas on each of two devices, so that nothing fits unless somebody goes; then, a little at a time, what
+# readings say otherwise than before. So most of what is kept of a node stays, and is what the answer comes from.
+CROWD = 12
+numbers = st.integers(0, CROWD - 1)
+crowds = st.lists(st.integers(4, 8).map(lambda gib: gib * GIB), min_size=CROWD, max_size=CROWD)
+first_readings = st.builds(
+    Readings,
+    in_flight=st.dictionaries(numbers.map(lambda number: ReplicaId(f"r-{number}")), st.just(1), min_size=4),
+    last_used_ns=st.fixed_dictionaries({ReplicaId(f"r-{number}"): seconds for number in range(CROWD)}),
+    knows_routers=st.just(True),
+)
+moves = st.one_of(
+    st.tuples(st.just("use"), numbers, seconds),
+    st.tuples(st.just("lease"), numbers, st.integers(0, 1)),
+    st.tuples(st.just("lease"), numbers, st.integers(0, 1)),
+    st.tuples(st.just("forget"), numbers),
+    st.tuples(st.just("beat"), some_node, st.dictionaries(st.integers(0, 1), some_gib, max_size=2)),
+    st.tuples(st.just("end"), numbers),
+)
+plain_wishes = st.builds(
+    Wish,
+    st.just(ModelName("m")),
+    st.just(START_NS),
+    gpus=st.sampled_from([1, 1, 2]),
+    per_gpu=st.integers(9, DEVICE_GIB).map(lambda gib: gib * GIB),
+)
+orders = st.sampled_from(["lru", "lru", "lru", "size"])
+ages = st.sampled_from([0.0, 0.0, 0.0, 5_060.0])
+settled = st.builds(Settings, min_residency_seconds=ages, eviction_order=orders)
+
+
+@given(
+    crowds,
+    st.tuples(*[specs] * len(MODELS)),
+    settled,
+    st.tuples(first_readings, st.lists(plain_wishes, min_size=1, max_size=2)),
+    st.lists(st.lists(moves, min_size=1, max_size=3), min_size=2, max_size=8),
+)
+@settings(max_examples=300, deadline=None)
+def test_as_readings_move_on_what_is_kept_of_a_node_makes_the_room_that_trials_find(
+    sizes: list[int],
+    specs: tuple[ModelSpec, ...],
+    options: Settings,
+    asked: tuple[Readings, list[Wish]],
+    steps: list[list[Any]],
+) -> None:
+    """P3-P5: of a node that is otherwise as it was, only who was used, took a lease or lost one is looked at anew."""
+    tenants = [
+        Tenant(NODES[number // 4], MODELS[number % len(MODELS)], {number % 2: size}, loads=False, exclusive=False)
+        for number, size in enumerate(sizes)
+    ]
+    fleet, index = _fleet(tenants, specs, 2, options), PlacementIndex()
+    readings, wishes = asked
+    for number, step in enumerate([[], *steps]):
+        for move in step:
+            readings = _moved(fleet, readings, *move)
+        index.note(fleet, fleet.take_touched())
+        for each in wishes:
+            wish = msgspec.structs.replace(each, now_ns=START_NS + (NOW_SECONDS + number * 20) * SECOND_NS)
+            assert index.make_room(fleet, readings, wish) == PLAIN.make_room(fleet, readings, wish)
+
+
+def _moved(fleet: Fleet, readings: Readings, what: str, about: Any, to: Any = None) -> Readings:
+    """The readings after one more thing happened; an end moves the fleet."""
+    nodes, busy, used = dict(readings.nodes), dict(readings.in_flight), dict(readings.last_used_ns)
+    replica = ReplicaId(f"r-{about}")
+    match what:
+        case "use":
+            used[replica] = to
+        case "lease":
+            busy[replica] = to
+        case "forget":
+            busy.pop(replica, None)
+            used.pop(replica, None)
+        case "beat":
+            nodes[NodeName(about)] = NodeReading(to)
+        case _ if replica in fleet.replicas:
+            record(fleet, *end(fleet, [replica], reason="crashed"))
+        case _:
+            pass  # it ended before
+    return Readings(nodes, busy, used, knows_routers=True)
+
+
 @given(tenants, st.tuples(*[specs] * len(MODELS)), st.integers(0, DEVICES), some_settings, steps)
 @settings(max_examples=200, deadline=None)
 def test_what_is_known_of_all_nodes_makes_the_room_that_trials_find(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
 from modelyard_events.ids import CommandId, ModelName, NodeName
-from modelyard_events.node import NodeRemoved
+from modelyard_events.node import NodeCapacityChanged, NodeRemoved
 from modelyard_services.policy.ending import end
 from modelyard_services.policy.filters import Wish
 from modelyard_services.policy.index import PlacementIndex
@@ -19,7 +19,7 @@ from modelyard_services.policy.readings import NodeReading, Readings
 from modelyard_services.policy.searcher import PLAIN
 from modelyard_services.policy.survey import survey
 from tests.property.test_placement_invariants import MODELS, NODES, AnyFleet, some_gib
-from tests.support.given import GIB, SECOND_NS, START_NS
+from tests.support.given import GIB, SECOND_NS, START_NS, some_facts
 
 node_readings = st.builds(
     NodeReading,
@@ -50,6 +50,17 @@ class IndexedFleet(AnyFleet):
             used,
             knows_routers=data.draw(st.sampled_from([True, True, True, False])),
         )
+
+    @rule(node=st.sampled_from(NODES), gpus=st.integers(0, 2), vram=some_gib, disk=st.one_of(st.none(), some_gib))
+    def rebuild(self, node: str, gpus: int, vram: int, disk: int | None) -> None:
+        """Another capacity, told by the worker that runs there."""
+        state = self.world.fleet.nodes.get(NodeName(node))
+        if state is not None:
+            facts = some_facts(gpus=gpus, vram=vram)
+            changed = NodeCapacityChanged(
+                node=node, incarnation=state.incarnation, gpus=facts.gpus, vram_total=facts.vram_total, disk_total=disk
+            )
+            self._append([changed])
 
     @rule(node=st.sampled_from(NODES))
     def remove_node(self, node: str) -> None:

@@ -11,16 +11,15 @@ Invariant: what `outlook` says that a plan costs at least is never more than a t
 that there is none, a trial finds none, at the same distance.
 """
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal, assert_never
 
 import msgspec
 
 from modelyard_events.ids import ModelName, ReplicaId
 from modelyard_projections.fleet import Draining, Fleet, Loading, NodeState, Placed, Ready, ReplicaState
+from modelyard_services.policy.climbs import Climb, Goer, Steps
 from modelyard_services.policy.eviction import Cost, Distance
 from modelyard_services.policy.filters import Scene, Wish, shared_groups, vram_needed
 from modelyard_services.policy.limits import max_loaded_models
@@ -50,15 +49,15 @@ class Tenant(msgspec.Struct, frozen=True):
     matures_ns: int
 
 
-Goer = tuple[int, ReplicaId, ReplicaState]
-"""Who may go, with its last use; in the order of those."""
-
-
 class Outlook(msgspec.Struct, frozen=True):
     """What a trial would find: a plan that costs at least so much, or none at a distance; else nobody in the way."""
 
     at_least: Cost | None = None
     distance: Distance | None = None
+
+
+Size = tuple[int, int | None]
+"""How many devices, and the bytes on each."""
 
 
 class Clearance:
@@ -69,18 +68,23 @@ class Clearance:
         self._fleet = fleet
         self._spares = spares
         self._tenants = [_tenant(fleet, state, spares, knows_routers) for state in fleet.replicas_on(node.name)]
+        self._by_id = {each.state.id: each for each in self._tenants}
         self.models = frozenset(each.state.model for each in self._tenants)
         self._groups = frozenset(group for each in self._tenants for group in each.state.groups)
-        self._exclusive = any(each.state.exclusive for each in self._tenants)
+        exclusive = any(each.state.exclusive for each in self._tenants)
+        self._bounds_more_than_memory = exclusive or max_loaded_models(fleet, node) > 0
         ready = Counter(each.state.model for each in self._tenants if each.way == "ready")
         self._limited = any(count > (spares[model] or count) for model, count in ready.items())
         self._space: Space | None = None
-        self._cleared: dict[int, int] = {}
-        self._climbs: dict[int, _Climb] = {}
-        self._outlooks: dict[tuple[int, int | None], Outlook] = {}
-        self._steps: dict[int, _Steps] = {}
+        self._emptied: Space | None = None
+        self._climbs: dict[int, Climb] = {}
+        self._outlooks: dict[Size, Outlook] = {}
+        self._floors: dict[Size, Cost] = {}
+        self._exact: set[Size] = set()
+        self._steps: dict[int, Steps] = {}
         self._leaving: list[ReplicaState] = []
-        self._going: list[Tenant] = []
+        self._going: dict[ReplicaId, Tenant] = {}
+        self._turned: set[ReplicaId] = set()
         self._by_use: list[Goer] | None = None
         self._young: set[ReplicaId] = set()
         self._since_ns = self._until_ns = EVER
@@ -88,82 +92,154 @@ class Clearance:
     def measure(self) -> None:
         """Note that the node's heartbeat changed."""
         self._space = None
-        self._forget_fits()
+        self._forget()
 
-    def turn(self) -> None:
+    def turn(self, replica: ReplicaId) -> None:
         """Note that a replica became busy or idle."""
-        self._since_ns = EVER
+        way = self._by_id[replica].way if replica in self._by_id else "stays"
+        if way == "drains" or (way == "ready" and self._limited):
+            self._since_ns = EVER
+        elif way == "ready":
+            self._turned.add(replica)
 
-    def use(self) -> None:
-        """Note that an idle replica was used in between: who may go stays, but in another order."""
+    def use(self, *, later: bool) -> None:
+        """Note that an idle replica was used in between: who may go stays, but in another order.
+
+        Where it was used `later` than was known, a plan costs no less than before.
+        """
         if self._limited:
             self._since_ns = EVER
-        self._by_use = None
-        self._forget_climbs()
+        if self._by_use is not None:
+            self._forget_order()
+        if not later:
+            self._forget_costs()
 
-    def judge(self, readings: Readings, now_ns: int) -> None:
-        """Find who may go now, unless that is known."""
+    def outlook(self, readings: Readings, wish: Wish) -> Outlook:
+        """What a trial of `wish` would find; of a plan what it costs at least, and `at_least` may know of more."""
+        if self._turned or not self._since_ns <= wish.now_ns < self._until_ns:
+            self._judge(readings, wish.now_ns)
+        if self._asks_more_than_memory(wish):
+            return self._outlook_among(readings, wish, self._space_by(readings))
+        asked = (wish.gpus, wish.per_gpu)
+        known = self._outlooks.get(asked)
+        if known is None:
+            if len(self._floors) >= OUTLOOKS_MAX or len(self._outlooks) >= OUTLOOKS_MAX:
+                self._forget_costs()
+            known = self._outlooks[asked] = self._outlook_alone(readings, wish)
+        return known
+
+    def at_least(self, readings: Readings, wish: Wish, roughly: Cost) -> Cost:
+        """What a plan costs at least, by a closer look than that of `outlook`, which said `roughly` so much."""
+        if self._asks_more_than_memory(wish):
+            return roughly
+        asked = (wish.gpus, wish.per_gpu)
+        if asked not in self._exact:
+            found = self._find_at_least(readings, wish)
+            self._outlooks[asked] = Outlook(found)
+        return self._floors[asked]
+
+    def _asks_more_than_memory(self, wish: Wish) -> bool:
+        """Whether more than memory may be in the way: siblings, groups, the limit, whoever wants it all."""
+        touches = wish.model in self.models or not self._groups.isdisjoint(wish.groups)
+        return touches or self._bounds_more_than_memory or wish.per_gpu is None
+
+    def _judge(self, readings: Readings, now_ns: int) -> None:
+        """Find who may go now."""
         if self._since_ns <= now_ns < self._until_ns:
+            self._sort_turned(readings, now_ns)
             return
         self._sort(readings, now_ns)
         if self._limited:
             self._keep_floors(readings, now_ns)
-        self._by_use = None
-        self._forget_fits()
+        self._forget()
 
-    def outlook(self, readings: Readings, wish: Wish) -> Outlook:
-        """What a trial of `wish` would find, by what `judge` found."""
+    def _space_by(self, readings: Readings) -> Space:
         if self._space is None:
             self._space = Space(self._fleet, self.node, readings.of(self.node.name))
-        touches = wish.model in self.models or not self._groups.isdisjoint(wish.groups)
-        if touches or wish.per_gpu is None or self._exclusive or max_loaded_models(self._fleet, self.node):
-            return self._outlook_among(readings, wish, self._space)
-        asked = (wish.gpus, wish.per_gpu)
-        known = self._outlooks.get(asked)
-        if known is None:
-            if len(self._outlooks) >= OUTLOOKS_MAX:
-                self._outlooks.clear()
-            known = self._outlooks[asked] = self._outlook_alone(readings, wish, self._space)
-        return known
+        return self._space
 
-    def _outlook_alone(self, readings: Readings, wish: Wish, space: Space) -> Outlook:
+    def _outlook_alone(self, readings: Readings, wish: Wish) -> Outlook:
         """`outlook` where memory alone is in the way."""
-        needed, cleared = vram_needed(wish, self.node), self._cleared_for(wish.gpus, space)
-        if cleared >= needed:
-            return Outlook(self._at_least(readings, wish, space))
-        return self._held(needed - max(cleared, 0), len(self._tenants) - len(self._leaving) - len(self._going))
+        needed, cleared = vram_needed(wish, self.node), self._cleared_for(wish.gpus, readings)
+        if cleared < needed:
+            return self._held(needed - max(cleared, 0), len(self._tenants) - len(self._leaving) - len(self._going))
+        floor = self._floors.get((wish.gpus, wish.per_gpu))
+        return Outlook(self._find_at_least(readings, wish) if floor is None else floor)
+
+    def _find_at_least(self, readings: Readings, wish: Wish) -> Cost:
+        asked = (wish.gpus, wish.per_gpu)
+        found = self._floors[asked] = self._at_least(readings, wish, self._space_by(readings))
+        self._exact.add(asked)
+        return found
 
     def _sort(self, readings: Readings, now_ns: int) -> None:
         busy = readings.in_flight
-        self._leaving, self._going, self._young = [], [], set()
+        self._leaving, self._going, self._young = [], {}, set()
         self._since_ns, self._until_ns = 0, EVER
+        self._turned.clear()
         for each in self._tenants:
             state = each.state
             if each.way == "stays" or (each.way != "leaves" and busy.get(state.id)):
                 continue
-            if each.way != "ready":
-                self._leaving.append(state)
-            elif now_ns < each.matures_ns:
-                self._young.add(state.id)
-                self._until_ns = min(self._until_ns, each.matures_ns)
+            if each.way == "ready":
+                self._let_go(each, now_ns)
             else:
-                self._going.append(each)
-                self._since_ns = max(self._since_ns, each.matures_ns)
+                self._leaving.append(state)
+
+    def _let_go(self, each: Tenant, now_ns: int) -> None:
+        """Enter a replica that is ready and idle."""
+        if now_ns < each.matures_ns:
+            self._young.add(each.state.id)
+            self._until_ns = min(self._until_ns, each.matures_ns)
+        else:
+            self._going[each.state.id] = each
+            self._since_ns = max(self._since_ns, each.matures_ns)
+
+    def _sort_turned(self, readings: Readings, now_ns: int) -> None:
+        """`_sort` of those alone that became busy or idle; what a plan costs at least is kept below what it costs.
+
+        With one fewer to go no plan gets cheaper. With one more, a plan takes that one or costs what it did.
+        """
+        self._forget_order()
+        self._outlooks.clear()
+        emptied = self._emptied_by(readings)
+        for replica in self._turned:
+            each = self._by_id[replica]
+            if self._going.pop(replica, None) is not None:
+                emptied.put_back(each.state)
+            self._young.discard(replica)
+            if not readings.in_flight.get(replica):
+                self._let_go(each, now_ns)
+            if replica in self._going:
+                emptied.without(each.state)
+                used: Cost = ((used_ns(readings, each.state),),)
+                self._floors = {asked: min(floor, used) for asked, floor in self._floors.items()}
+        self._turned.clear()
 
     def _keep_floors(self, readings: Readings, now_ns: int) -> None:
         """Of a model with more replicas here than may go, only some do; who they are, `residents` alone says."""
         scene = Scene(self._fleet, readings, msgspec.structs.replace(NOBODY, now_ns=now_ns))
         judged = residents(scene, (each.state for each in self._tenants), self._spares)
         held_back = {each.state.id for each in judged if each.obstacle == "at_min"}
-        self._going = [each for each in self._going if each.state.id not in held_back]
+        self._going = {replica: each for replica, each in self._going.items() if replica not in held_back}
         self._young -= held_back
 
-    def _forget_fits(self) -> None:
-        self._cleared.clear()
-        self._forget_climbs()
+    def _forget(self) -> None:
+        self._emptied = None
+        self._forget_costs()
+        self._forget_order()
 
-    def _forget_climbs(self) -> None:
+    def _forget_costs(self) -> None:
+        self._floors.clear()
+        self._exact.clear()
         self._outlooks.clear()
+
+    def _forget_order(self) -> None:
+        if self._fleet.settings.eviction_order == "size":
+            # Who goes with how many others changes with each that goes or doesn't.
+            self._forget_costs()
+        self._by_use = None
+        self._exact.clear()
         self._climbs.clear()
         self._steps.clear()
 
@@ -172,28 +248,31 @@ class Clearance:
         if self._by_use is None:
             used = readings.last_used_ns
             self._by_use = sorted(
-                (max(used.get(each.state.id, 0), each.settled_ns), each.state.id, each.state) for each in self._going
+                (max(used.get(each.state.id, 0), each.settled_ns), each.state.id, each.state)
+                for each in self._going.values()
             )
         return self._by_use
 
-    def _cleared_for(self, gpus: int, space: Space) -> int:
+    def _cleared_for(self, gpus: int, readings: Readings) -> int:
         """What fits once all have gone that may."""
-        cleared = self._cleared.get(gpus)
-        if cleared is None:
-            going = (each.state for each in self._going)
-            cleared = self._cleared[gpus] = space.copy().without(*self._leaving, *going).fit(gpus)
-        return cleared
+        return self._emptied_by(readings).fit(gpus)
+
+    def _emptied_by(self, readings: Readings) -> Space:
+        if self._emptied is None:
+            going = (each.state for each in self._going.values())
+            self._emptied = self._space_by(readings).copy().without(*self._leaving, *going)
+        return self._emptied
 
     def _at_least(self, readings: Readings, wish: Wish, space: Space) -> Cost:
         """What freeing the memory costs at least."""
         needed, order = vram_needed(wish, self.node), self._order(readings)
         if self._fleet.settings.eviction_order == "size":
             if wish.gpus not in self._steps:
-                self._steps[wish.gpus] = _Steps(space.copy().without(*self._leaving), order, wish.gpus)
+                self._steps[wish.gpus] = Steps(space.copy().without(*self._leaving), order, wish.gpus)
             return self._steps[wish.gpus].at_least(needed)
         if wish.gpus not in self._climbs:
             states = [*self._leaving, *(state for _, _, state in order)]
-            self._climbs[wish.gpus] = _Climb(space.climb(states, wish.gpus))
+            self._climbs[wish.gpus] = Climb(space.climb(states, wish.gpus))
         last = self._climbs[wish.gpus].steps_to(needed) - len(self._leaving) - 1
         return ((order[last][0],),) if 0 <= last < len(order) else ()
 
@@ -260,48 +339,6 @@ class Clearance:
             if model != wish.model:
                 latest[model] = max(latest.get(model, 0), used)
         return sorted(latest.values())
-
-
-class _Climb:
-    """What fits as one after another goes: never less. Found as far as it was asked for."""
-
-    def __init__(self, climb: Iterator[int]) -> None:
-        self._climb = climb
-        self._fits = [next(climb)]
-
-    def steps_to(self, needed: int) -> int:
-        """How many have to go until `needed` fits; more than there are where it never does."""
-        while self._fits[-1] < needed and (fit := next(self._climb, None)) is not None:
-            self._fits.append(fit)
-        return bisect_left(self._fits, needed)
-
-
-class _Steps:
-    """Where the largest go first: no plan takes fewer, frees less than as many of the smallest, or takes older ones."""
-
-    def __init__(self, space: Space, going: list[Goer], gpus: int) -> None:
-        gains = [space.gain(state) for _, _, state in going]
-        self._gpus = gpus
-        self._devices = [
-            _climb(space.level(device), [gain.most_on(device) for gain in gains]) for device in space.devices
-        ]
-        self._whole = _climb(space.whole, [gain.total for gain in gains])
-        self._least = [0, *accumulate(sorted(gain.total for gain in gains))]
-        self._used = [used for used, _, _ in going]
-
-    def at_least(self, needed: int) -> Cost:
-        """What a plan costs at least that frees `needed` bytes on each device; nothing is there below zero too."""
-        if needed <= 0:
-            return (0,)
-        by_device = sorted(bisect_left(climb, needed) for climb in self._devices)
-        on_devices = by_device[self._gpus - 1] if by_device else 0
-        steps = min(max(on_devices, bisect_left(self._whole, needed * self._gpus)), len(self._used))
-        return steps, self._least[steps], tuple(reversed(self._used[:steps]))
-
-
-def _climb(level: int, gains: list[int]) -> list[int]:
-    """`level`, and what it rises to as the largest of `gains` come on top, one after another."""
-    return list(accumulate(sorted(gains, reverse=True), initial=level))
 
 
 def _tenant(fleet: Fleet, state: ReplicaState, spares: Spares, knows_routers: bool) -> Tenant:  # noqa: FBT001

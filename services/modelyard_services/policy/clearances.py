@@ -1,7 +1,8 @@
 """Room made without a trial on each node: what every node could be cleared to is known, and the best are tried (P3-P5).
 
 ```
-nodes it could help on ──▶ the outlook of each ──▶ a plan, at least so dear: tried cheapest first until none can win
+nodes it could help on ──▶ the outlook of each ──▶ a plan, at least so dear: tried cheapest first until none can win,
+                                              │    and looked at closer before that
                                               └──▶ none: the closest are tried, to say who is in the way
 ```
 
@@ -10,10 +11,11 @@ it keeps of a node is what a look at the fleet and the readings of that moment w
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from modelyard_events.ids import ModelName, NodeName, ReplicaId
-from modelyard_projections.fleet import Fleet, NodeState, Touched
+from modelyard_projections.fleet import Fleet, NodeState, ReplicaState, Touched
+from modelyard_services.policy.changes import changed
 from modelyard_services.policy.clearance import Clearance
 from modelyard_services.policy.eviction import (
     LOOKED_INTO_MAX,
@@ -58,14 +60,14 @@ class Clearances:
                 case _:
                     pass  # neither reservations alone nor tokens move a replica
 
-    def hear(self, measured: Iterable[NodeName], turned: Iterable[NodeName]) -> None:
-        """New heartbeats of some nodes; on others a replica became busy or idle."""
+    def hear(self, measured: Iterable[NodeName], turned: Iterable[ReplicaState]) -> None:
+        """New heartbeats of some nodes; and the replicas that became busy or idle."""
         for name in measured:
             if name in self._known:
                 self._known[name].measure()
-        for name in turned:
-            if name in self._known:
-                self._known[name].turn()
+        for state in turned:
+            if state.node in self._known:
+                self._known[state.node].turn(state.id)
 
     def make_room(self, readings: Readings, wish: Wish, nodes: Iterable[NodeState]) -> Search:
         """The cheapest plan over `nodes`, which residents alone keep from taking the wish."""
@@ -74,27 +76,35 @@ class Clearances:
         scene = Scene(self.fleet, readings, wish)
         trials: list[tuple[Cost, NodeName]] = []
         held: list[Distance] = []
-        for clearance in map(self._clearance, nodes):
-            clearance.judge(readings, wish.now_ns)
-            outlook = clearance.outlook(readings, wish)
+        for node in nodes:
+            outlook = (self._known.get(node.name) or self._look_at(node)).outlook(readings, wish)
             if outlook.at_least is not None:
-                trials.append((outlook.at_least, clearance.node.name))
+                trials.append((outlook.at_least, node.name))
             elif outlook.distance is not None:
                 held.append(outlook.distance)
-        plan, blocked = first_cheapest((at_least, self._trial(scene, name)) for at_least, name in sorted(trials))
+        plan, blocked = first_cheapest(self._cheapest_first(scene, trials))
         if plan is not None:
             return Search(plan)
         closest = heapq.nsmallest(LOOKED_INTO_MAX, held)
         return Search(blocked=nearest([*blocked, *self._blocked(scene, closest)]))
 
-    def _clearance(self, node: NodeState) -> Clearance:
-        known = self._known.get(node.name)
-        if known is None:
-            known = Clearance(self.fleet, node, self._spares, knows_routers=self._readings.knows_routers)
-            self._known[node.name] = known
-            for model in known.models - self._pins.keys():
-                self._pins[model] = _pin(self.fleet, model)
-        return known
+    def _cheapest_first(self, scene: Scene, trials: list[tuple[Cost, NodeName]]) -> Iterator[tuple[Cost, Trial]]:
+        """The trials by what a plan costs at least; what was known only roughly is found when its turn comes."""
+        heapq.heapify(trials)
+        while trials:
+            roughly, name = heapq.heappop(trials)
+            at_least = self._known[name].at_least(scene.readings, scene.wish, roughly)
+            if roughly < at_least:
+                heapq.heappush(trials, (at_least, name))
+            else:
+                yield at_least, self._trial(scene, name)
+
+    def _look_at(self, node: NodeState) -> Clearance:
+        found = Clearance(self.fleet, node, self._spares, knows_routers=self._readings.knows_routers)
+        self._known[node.name] = found
+        for model in found.models - self._pins.keys():
+            self._pins[model] = _pin(self.fleet, model)
+        return found
 
     def _trial(self, scene: Scene, name: NodeName) -> Trial:
         members = residents(scene, self.fleet.replicas_on(name), self._spares)
@@ -132,15 +142,11 @@ class Clearances:
             return
         if before.knows_routers != readings.knows_routers:
             self._known.clear()
-        for replica in _used_otherwise(before.last_used_ns, readings.last_used_ns):
+        was, now = before.last_used_ns, readings.last_used_ns
+        for replica in changed(was, now):
             state = self.fleet.replicas.get(replica)
             if state is not None and state.node in self._known and not readings.in_flight.get(replica):
-                self._known[state.node].use()
-
-
-def _used_otherwise(was: Mapping[ReplicaId, int], now: Mapping[ReplicaId, int]) -> Iterator[ReplicaId]:
-    yield from (replica for replica, at_ns in now.items() if was.get(replica) != at_ns)
-    yield from was.keys() - now.keys()
+                self._known[state.node].use(later=was.get(replica, 0) <= now.get(replica, 0))
 
 
 def _pin(fleet: Fleet, model: ModelName) -> bool | None:

@@ -4,13 +4,15 @@ Invariant: `PlacementIndex.survey(fleet, readings, wish) == survey(fleet, readin
 and wish (tests/property/test_placement_index.py). When in doubt it builds itself anew.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
 from modelyard_events.decision import EXAMPLES_MAX, Figure, FilterCount
 from modelyard_events.ids import NodeName, ReplicaId
-from modelyard_projections.fleet import Fleet, NodeState, Touched
+from modelyard_projections.fleet import Fleet, NodeState, ReplicaState, Touched
+from modelyard_services.policy.changes import changed
 from modelyard_services.policy.clearances import Clearances
 from modelyard_services.policy.eviction import Search
 from modelyard_services.policy.filters import (
@@ -97,33 +99,29 @@ class PlacementIndex:
 
     def _hear(self, rows: Rows, readings: Readings) -> None:
         """Take note of what `readings` show otherwise than those before."""
-        leased: set[NodeName] = set()
-        turned: set[NodeName] = set()
-        was, now = rows.readings.in_flight, readings.in_flight
-        for replica in _leased_otherwise(was, now):
-            if (state := rows.fleet.replicas.get(replica)) is not None and state.node in rows.by_name:
-                leased.add(state.node)
-                if bool(was.get(replica)) != bool(now.get(replica)):
-                    turned.add(state.node)
-        rows.readings = readings
-        measured = [row for row in rows.list if row.reading != readings.of(row.node.name)]
-        for row in measured:
-            rows.measure(row)
-        for name in leased:
-            rows.lease(rows.by_name[name])
+        leased: Counter[NodeName] = Counter()
+        turned: list[ReplicaState] = []
+        was, now = rows.readings, readings
+        for replica in changed(was.in_flight, now.in_flight):
+            state = rows.fleet.replicas.get(replica)
+            if state is not None and state.node in rows.by_name:
+                before, after = was.in_flight.get(replica, 0), now.in_flight.get(replica, 0)
+                leased[state.node] += after - before
+                if bool(before) != bool(after):
+                    turned.append(state)
+        measured = [name for name in changed(was.nodes, now.nodes) if name in rows.by_name]
+        rows.readings = now
+        for name in measured:
+            rows.measure(rows.by_name[name])
+        for name, more in leased.items():
+            rows.lease(rows.by_name[name], more)
         if self._clearances is not None:
-            self._clearances.hear((row.node.name for row in measured), turned)
+            self._clearances.hear(measured, turned)
 
 
 def _new(rows: Rows) -> list[NodeName]:
     known = len(rows.list)
     return list(islice(rows.fleet.nodes, known, None)) if known < len(rows.fleet.nodes) else []
-
-
-def _leased_otherwise(was: Mapping[ReplicaId, int], now: Mapping[ReplicaId, int]) -> Iterator[ReplicaId]:
-    """The replicas with more or fewer requests on them than before."""
-    yield from (replica for replica, leases in now.items() if was.get(replica) != leases)
-    yield from was.keys() - now.keys()
 
 
 class _Search:

@@ -97,6 +97,12 @@ class Space:
         copied._measured = dict(self._measured)  # noqa: SLF001
         return copied
 
+    def __copy__(self) -> Self:
+        # The library's own way by `__reduce_ex__` takes longer than all the rest of a look at a node.
+        copied = self.__class__.__new__(self.__class__)
+        copied.__dict__.update(self.__dict__)
+        return copied
+
     @property
     def whole(self) -> int:
         """What is free within the node's budget."""
@@ -116,9 +122,13 @@ class Space:
         found = self._gains.get(replica.id)
         if found is None:
             held = self._fleet.reservations[replica.reservation].vram
-            seen = _measurable(held, self._reading, replica.id) if self._measured else held
-            devices = self._within_budget.keys() & {*held, *seen}
-            figures = tuple((each, held.get(each, 0), seen.get(each, 0)) for each in devices)
+            shown = (self._reading.visible.get(replica.id) if self._measured else None) or {}
+            # The measured memory grows by what shows of the replica, or by what is held for it where that is more.
+            figures = tuple(
+                (each, held.get(each, 0), max(held.get(each, 0), shown.get(each, 0)))
+                for each in held.keys() | shown.keys()
+                if each in self._within_budget
+            )
             found = self._gains[replica.id] = Gain(sum(held.values()), figures)
         return found
 
@@ -219,11 +229,3 @@ def _left(fleet: Fleet, node: NodeState, reading: NodeReading) -> dict[int, int]
                 for device, size in (shown or {}).items():
                     left[device] = left.get(device, 0) + size
     return left
-
-
-def _measurable(held: Mapping[int, int], reading: NodeReading, replica: ReplicaId) -> Mapping[int, int]:
-    """Bytes per device by which the measured free memory, less what it hides, grows when the replica ends."""
-    shown = reading.visible.get(replica, {})
-    if shown is None:
-        return held
-    return {device: max(held.get(device, 0), shown.get(device, 0)) for device in {*held, *shown}}

@@ -118,9 +118,9 @@ class Rows:
             if not order.own:
                 self._rank(row, family, order)
 
-    def lease(self, row: Row) -> None:
-        """Enter the requests on a node that is otherwise as it was."""
-        before, row.in_flight = row.in_flight, self._in_flight(row.node)
+    def lease(self, row: Row, more: int) -> None:
+        """Enter that there are so many `more` requests on a node that is otherwise as it was, or fewer."""
+        before, row.in_flight = row.in_flight, row.in_flight + more
         if before != row.in_flight:
             self._take("in_flight", before, 1 << row.position)
             self._put("in_flight", row.in_flight, 1 << row.position)

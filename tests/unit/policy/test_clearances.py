@@ -59,3 +59,16 @@ def test_a_use_that_is_heard_changes_who_goes() -> None:
         plan = search(index, world.fleet, readings).plan
         assert plan is not None
         assert plan.node.name == node
+
+
+def test_a_replica_whose_last_request_ends_is_the_first_to_go_where_it_was_used_least_recently() -> None:
+    """P3: what a plan on its node cost so far is no bound any more."""
+    nodes = [event for node in ("n1", "n2", "n3") for event in a_node(node)]
+    homes = {"a": "n1", "b": "n1", "c": "n2", "d": "n2", "e": "n3", "f": "n3"}
+    tenants = [event for model, node in homes.items() for event in a_tenant(model, node=node)]
+    world, index = World(*nodes, *tenants, *wanted()), PlacementIndex()
+    others = {"r-d": 1, "r-f": 1}
+    for busy, node in ((others | {"r-a": 1}, "n2"), (others, "n1"), (others | {"r-a": 1}, "n2")):
+        plan = search(index, world.fleet, seen(busy, r_a=10, r_b=40, r_c=20, r_e=30)).plan
+        assert plan is not None
+        assert plan.node.name == node
