@@ -9,8 +9,10 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
+import nats
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from modelyard_events.fleet import FleetSettingsChanged, Settings
 from modelyard_events.ids import LabelKey, ReplicaId
@@ -36,7 +38,7 @@ from modelyard_events.replica import (
 )
 from modelyard_events.requests import USED
 from modelyard_events.spec import SecretRef
-from modelyard_events.subjects import worker_subject
+from modelyard_events.subjects import node_subject, worker_subject
 from modelyard_projections.fleet import Alive, Departed, Fleet, Loading, Lost, NodeDraining, Ready
 from modelyard_services.errors import NameTakenError
 from modelyard_services.policy.ending import end
@@ -240,6 +242,24 @@ async def test_a_replica_that_routers_use_is_not_dead_for_its_silence_and_an_idl
     os.kill(pid_of(yard), signal.SIGCONT)
     (drained,) = [entry.event for entry in await yard.entries() if isinstance(entry.event, ReplicaDrainStarted)]
     assert drained.reason == "probe_failed"
+
+
+async def test_events_that_cannot_be_read_end_nothing_that_serves(yard: Yard) -> None:
+    """W1, I11: what comes after them is unknown, so nothing is started or stopped; and the worker says so."""
+    worker = yard.worker()
+    await yard.until(lambda fleet: N1 in fleet.nodes)
+    await yard.place()
+    address, pid = await yard.address(), pid_of(yard)
+    client = await nats.connect(yard.server.control_url, inbox_prefix="_INBOX_control")
+    with capture_logs() as said:
+        await client.jetstream().publish(node_subject(N1), b'{"event": {"type": "replica.stop_req')
+        async with asyncio.timeout(30):
+            while not any("can't be read" in entry["event"] for entry in said):  # noqa: ASYNC110 - a log line is no event
+                await asyncio.sleep(0.02)
+    await client.close()
+    assert alive(pid)
+    assert await answers(address)
+    assert not worker.task.done()
 
 
 async def test_a_crash_is_told_with_its_last_words_and_not_started_again(yard: Yard) -> None:

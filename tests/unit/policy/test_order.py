@@ -6,6 +6,7 @@ The order is seen in what a refusal says: it names the first thing that keeps a 
 from itertools import pairwise
 from typing import Final
 
+import msgspec
 import pytest
 
 from modelyard_events.envelope import AnyEvent
@@ -131,3 +132,10 @@ def test_binpack_turns_free_memory_round_and_nothing_else() -> None:
     for score in SCORES:
         if score != "free":
             assert a_candidate().rank(binpack=True) < a_candidate(**{score: True}).rank(binpack=True)
+
+
+def test_whether_a_node_has_the_model_counts_and_not_how_often() -> None:
+    """P2: no replica of it yet is better than one; two are no worse than one where fewer requests are."""
+    twice_idle = msgspec.structs.replace(a_candidate(), replicas_of_model=2)
+    once_busy = a_candidate(replicas_of_model=True, in_flight=True)
+    assert twice_idle.rank(binpack=False) < once_busy.rank(binpack=False)

@@ -1,6 +1,7 @@
 """Placement: what is claimed, what is refused, and the account of both (rules P1, P2, P5, P6, R2-R5)."""
 
 import base64
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -386,13 +387,14 @@ def test_binpack_fills_and_spread_empties() -> None:
     assert (packed.node, packed.gpus) == ("n1", (1,))
 
 
-def test_a_node_that_is_loading_is_not_idle() -> None:
-    """P2: loads under way compare before free memory."""
+@pytest.mark.parametrize("under_way", [a_placed_replica, a_loading_replica])
+def test_a_node_that_is_loading_is_not_idle(under_way: Callable[..., list[AnyEvent]]) -> None:
+    """P2: loads under way compare before free memory, from the moment that they are placed."""
     history = given(
         *an_approved_node("big", vram=80 * GIB),
         *an_approved_node("small"),
         *a_model("a"),
-        *a_loading_replica("r-1", node="big", model="a"),
+        *under_way("r-1", node="big", model="a"),
         *a_model(),
     )
     assert placed(history).node == "small"
@@ -514,7 +516,7 @@ def test_an_unknown_reading_is_neither_empty_nor_full() -> None:
 
 
 def test_disk_must_hold_the_payload_and_its_headroom() -> None:
-    """P1: payload plus the larger of 5 % and 1 GiB; unknown disk passes."""
+    """P1: payload plus the larger of 5 % and 1 GiB; unknown disk passes, and so does an unknown payload."""
     spec = ModelSpec(command=("x",), vram=GIB, disk=40 * GIB)
     history = given(*an_approved_node(), *a_model(spec=spec))
     short = Heartbeat(NodeName("n1"), incarnation_of("n1"), 9, disk_free=41 * GIB)
@@ -522,6 +524,13 @@ def test_disk_must_hold_the_payload_and_its_headroom() -> None:
     assert found is not None
     assert found.message == "0/1 nodes: 1 disk (short by 1.0 GiB)"
     assert place(history.fleet, Readings(), request()).refused is None
+    small = given(*an_approved_node(), *a_model(spec=ModelSpec(command=("x",), vram=GIB, disk=GIB)))
+    found = place(small.fleet, heard(small.fleet, msgspec.structs.replace(short, disk_free=GIB)), request()).refused
+    assert found is not None
+    assert found.message == "0/1 nodes: 1 disk (short by 1.0 GiB)"
+    without = given(*an_approved_node(), *a_model(spec=ModelSpec(command=("x",), vram=GIB)))
+    full = msgspec.structs.replace(short, disk_free=0)
+    assert place(without.fleet, heard(without.fleet, full), request()).refused is None
 
 
 def test_a_failed_load_backs_off_on_its_node_and_others_are_tried() -> None:
