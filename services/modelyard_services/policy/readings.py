@@ -49,14 +49,20 @@ class Readings(msgspec.Struct):
     """Measurements by node, leases and last uses by replica. Nothing but the cached column changes after `read`.
 
     `knows_routers` tells whether every living router has had the time to be heard, and was understood: without it, a
-    replica without leases isn't known to be idle.
+    replica without leases isn't known to be idle. `unserved` are those that no router can know of: they exist in a
+    rehearsal alone.
     """
 
     nodes: dict[NodeName, NodeReading] = {}
     in_flight: dict[ReplicaId, int] = {}
     last_used_ns: dict[ReplicaId, int] = {}
     knows_routers: bool = False
+    unserved: set[ReplicaId] = set()
     cached_column: str | None = None
+
+    def knows_leases_of(self, replica: ReplicaId) -> bool:
+        """Whether `in_flight` has all requests that `replica` serves."""
+        return self.knows_routers or replica in self.unserved
 
     def of(self, node: NodeName) -> NodeReading:
         return self.nodes.get(node, UNKNOWN)

@@ -62,7 +62,10 @@ class Rehearsal:
             fleet=self._draft.fleet,
             demand=view.demand.copy(),
             readings=msgspec.structs.replace(
-                view.readings, nodes=dict(view.readings.nodes), in_flight=dict(view.readings.in_flight)
+                view.readings,
+                nodes=dict(view.readings.nodes),
+                in_flight=dict(view.readings.in_flight),
+                unserved=set(),
             ),
             search=self._index,
         )
@@ -115,6 +118,8 @@ class Rehearsal:
                     self._free(state)
                     self._tell(state, Stopped(state.id))
                 case Placed() if not state.waits_for:
+                    if state.id not in self._before:
+                        self.view.readings.unserved.add(state.id)
                     self._tell(state, LoadStarted(state.id, _PROCESS), Loaded(state.id, _ADDRESS))
                 case Loading():
                     self._tell(state, Loaded(state.id, _ADDRESS))

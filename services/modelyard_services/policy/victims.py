@@ -128,7 +128,7 @@ def _against(scene: Scene, state: ReplicaState) -> Obstacle | None:
         return "pinned"
     if scene.readings.in_flight.get(state.id, 0):
         return "busy"
-    if not scene.readings.knows_routers:
+    if not scene.readings.knows_leases_of(state.id):
         return "unknown"
     if settings.evictions_frozen:
         return "frozen"
@@ -136,7 +136,7 @@ def _against(scene: Scene, state: ReplicaState) -> Obstacle | None:
 
 
 def _is_idle(scene: Scene, state: ReplicaState) -> bool:
-    return scene.readings.knows_routers and not scene.readings.in_flight.get(state.id, 0)
+    return scene.readings.knows_leases_of(state.id) and not scene.readings.in_flight.get(state.id, 0)
 
 
 def _above_floors(fleet: Fleet, found: list[Resident], spares: Spares) -> list[Resident]:

@@ -2,6 +2,7 @@
 
 import copy
 
+import msgspec
 import pytest
 from hypothesis import given as over
 from hypothesis import settings
@@ -163,6 +164,18 @@ def test_two_models_of_one_group_and_one_node_are_told_with_file_line_and_what_w
     assert (refused.document, refused.line) == ("0.yaml", 6)
     assert refused.reason == "0/1 nodes: 1 concurrency_group; on n1, a#0 is needed for its model's min_replicas"
     assert refused.unblock == "lower min_replicas of a"
+
+
+def test_nobody_serves_what_exists_in_a_plan_alone() -> None:
+    """N9, S3: in a process's first seconds what runs may be busy, but no router can know what was never placed."""
+    view = World(*an_approved_node()).view()
+    deaf = msgspec.structs.replace(view, readings=msgspec.structs.replace(view.readings, knows_routers=False))
+    configuration = read(GROUPED)
+    found = consequences(Rehearsal(deaf), apply(view.fleet, configuration), configuration)
+    (refused,) = found.unplaced
+    assert refused.reason.endswith("on n1, a#0 is needed for its model's min_replicas")
+    assert refused.unblock == "lower min_replicas of a"
+    assert not deaf.readings.unserved
 
 
 def test_what_a_pinned_model_keeps_out_names_it_though_other_nodes_are_out_of_question() -> None:
