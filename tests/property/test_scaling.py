@@ -107,12 +107,12 @@ class AnyLoad(RuleBasedStateMachine):
         """The reconciler was away, and doesn't know yet who routes."""
         self.world.connected_seconds = self.world.seconds
 
-    @rule(load=st.integers(1, 3), most=st.integers(0, 5), aim=st.sampled_from([None, 0.5]))
-    def press(self, load: int, most: int, aim: float | None) -> None:
-        """Every ready replica is busy, and stays so while the next one loads."""
+    @rule(load=st.integers(1, 3), most=st.integers(0, 5), aim=st.sampled_from([None, 0.5, 2.0]), idle=st.integers(0, 1))
+    def press(self, load: int, most: int, aim: float | None, idle: int) -> None:
+        """Every ready replica is busy, or all but one, and stays so while the next one loads."""
         self.schedule(min(1, most), most, aim, None)
-        for state in self._of(Ready):
-            self._use(state, load)
+        for position, state in enumerate(self._of(Ready)):
+            self._use(state, 0 if position < idle else load)
         self.reconcile(0)
         self.reconcile(1)
 
