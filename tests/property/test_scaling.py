@@ -107,16 +107,22 @@ class AnyLoad(RuleBasedStateMachine):
         """The reconciler was away, and doesn't know yet who routes."""
         self.world.connected_seconds = self.world.seconds
 
-    @rule(load=st.integers(1, 3), most=st.integers(0, 5), aim=st.sampled_from([None, 0.5, 2.0]), idle=st.integers(0, 1))
-    def press(self, load: int, most: int, aim: float | None, idle: int) -> None:
+    @rule(
+        load=st.integers(1, 3),
+        most=st.integers(0, 5),
+        aim=st.sampled_from([None, 0.5, 2.0]),
+        idle=st.integers(0, 1),
+        seconds=st.sampled_from([0, 301]),
+    )
+    def press(self, load: int, most: int, aim: float | None, idle: int, seconds: int) -> None:
         """Every ready replica is busy, or all but one, and stays so while the next one loads."""
         self.schedule(min(1, most), most, aim, None)
         for position, state in enumerate(self._of(Ready)):
             self._use(state, 0 if position < idle else load)
-        self.reconcile(0)
+        self.reconcile(seconds)
         self.reconcile(1)
 
-    @rule(least=st.integers(0, 2), idle=st.sampled_from([None, 60.0, 900.0]), seconds=st.sampled_from([200, 301, 901]))
+    @rule(least=st.integers(0, 2), idle=st.sampled_from([None, 60.0, 900.0]), seconds=st.sampled_from([299, 301, 901]))
     def rest(self, least: int, idle: float | None, seconds: int) -> None:
         """No request is left, for so long."""
         self.schedule(least, 4, self.target, idle)
