@@ -83,12 +83,12 @@ def _phase_actions(view: View, state: ReplicaState) -> list[Action]:
     now_ns = view.moment.log_ns
     match state.phase:
         case Placed(deadline_ns=deadline_ns):
-            over = deadline_ns is not None and now_ns >= deadline_ns
+            over = deadline_ns is not None and now_ns >= max(deadline_ns, told_by_ns(view.fleet, state))
             return (
                 [_expiry(state, f"not accepted within {state.accept_seconds:.0f} s")] if over else _held_up(view, state)
             )
         case Loading(deadline_ns=deadline_ns):
-            over = now_ns >= max(deadline_ns, _progress_until_ns(view, state.id))
+            over = now_ns >= max(deadline_ns, _progress_until_ns(view, state.id), told_by_ns(view.fleet, state))
             return [_expiry(state, f"not ready within {state.load_seconds:.0f} s, and no progress")] if over else []
         case Draining() as phase:
             return _drained(view, state, phase)
@@ -96,6 +96,14 @@ def _phase_actions(view: View, state: ReplicaState) -> list[Action]:
             return []
         case _:
             assert_never(state.phase)
+
+
+def told_by_ns(fleet: Fleet, state: ReplicaState) -> int:
+    """Until when a worker may tell what became of it: one that was lost meanwhile has its time anew (rules C7, N9)."""
+    liveness = fleet.nodes[state.node].liveness
+    if not isinstance(liveness, Alive) or liveness.since_ns <= state.since_ns:
+        return 0
+    return liveness.since_ns + round(state.accept_seconds * NANOSECONDS)
 
 
 def _progress_until_ns(view: View, replica: ReplicaId) -> int:

@@ -6,7 +6,7 @@ Invariant: a deadline that passed is no longer due here: the pass after it has d
 from collections.abc import Iterator
 
 from modelyard_projections.fleet import Alive, Draining, Fleet, Loading, NodeDraining, NodeState, Placed, ReplicaState
-from modelyard_services.policy.deadlines import overstayed_ns
+from modelyard_services.policy.deadlines import overstayed_ns, told_by_ns
 from modelyard_services.policy.filters import backoff_until_ns
 
 
@@ -49,4 +49,4 @@ def _of_replica(fleet: Fleet, state: ReplicaState) -> Iterator[int]:
         # A newcomer that waits for its victims has no deadline of its own yet.
         due_ns = overstayed_ns(fleet, state) if state.phase.deadline_ns is None else state.phase.deadline_ns
         if due_ns is not None:
-            yield due_ns
+            yield due_ns if isinstance(state.phase, Draining) else max(due_ns, told_by_ns(fleet, state))

@@ -24,6 +24,9 @@ from modelyard_events.reservation import OperatorHolder, ReservationGranted, Res
 from modelyard_events.selectors import parse_selector
 from modelyard_events.spec import Autoscale, ModelSpec, Schedule, SpreadAll, revision_of
 from modelyard_events.telemetry import Heartbeat, ReplicaReading
+from modelyard_services.policy.actions import NANOSECONDS
+from modelyard_services.policy.deadlines import told_by_ns
+from modelyard_services.policy.due import next_due_ns
 from modelyard_services.policy.ending import end
 from modelyard_services.policy.models import remove
 from modelyard_services.policy.reconcile import reconcile
@@ -459,6 +462,30 @@ def test_what_waits_on_a_lost_node_is_left_to_its_grace() -> None:
             assert world.after(119).settle() == []
         world.after(6).settle()
         assert [event.reason for event in world.of(ReplicaUnloaded)] == ["node_lost"]  # type: ignore[union-attr]
+
+
+def test_a_node_that_was_lost_may_tell_what_became_of_its_loads() -> None:
+    """C7, N9, X25: it comes back with all its replicas, though a deadline passed while nobody could hear it."""
+    lost = NodeLost(node="n1", incarnation=incarnation_of("n1"), silent_seconds=61, grace_seconds=600)
+    for history in (a_placed_replica(R1), a_loading_replica(R1)):
+        world = World(*an_approved_node(), *a_model(), *history)
+        world.append(lost)
+        world.later(400)
+        world.append(NodeRecovered(node="n1", incarnation=incarnation_of("n1")))
+        back_ns = world.now_ns
+        assert world.settle() == []
+        assert next_due_ns(world.fleet, now_ns=world.now_ns) == back_ns + 120 * NANOSECONDS
+        assert world.later(119).settle() == []
+        world.later(1).settle()
+        assert [event.reason for event in world.of(ReplicaUnloaded) + world.of(ReplicaDrainStarted)] == [  # type: ignore[union-attr]
+            "load_expired"
+        ]
+
+
+def test_a_node_that_was_there_all_the_time_gets_no_more_of_it() -> None:
+    """C7: it has just joined, and a load of its own short deadline is late all the same."""
+    world = World(*an_approved_node(), *a_model(), *a_loading_replica(R1))
+    assert told_by_ns(world.fleet, world.fleet.replicas[ReplicaId(R1)]) == 0
 
 
 def test_an_operators_reservation_ends_by_itself() -> None:
