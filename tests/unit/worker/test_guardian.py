@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from modelyard_services.worker.processes.keeper import guardian_of, start_ticks
+from modelyard_services.worker.processes.keeper import guardian_of, lines_of, start_ticks
 
 
 @pytest.fixture
@@ -30,6 +30,14 @@ def watched(pid: int, ticks: int) -> int:
     guardian = guardian_of({"dies_with": {"pid": pid, "start_ticks": ticks}})
     assert guardian is not None
     return guardian
+
+
+def test_a_worker_of_an_earlier_version_is_understood() -> None:
+    """W4: an upgrade replaces the keeper's file first; what a worker starts until its own turn must start."""
+    earlier = {"executable": "/bin/true", "stop_grace_seconds": 1.0, "lifeline": False}
+    assert lines_of(earlier) == 1_000
+    assert guardian_of(earlier) is None
+    assert lines_of(earlier | {"log_lines": 7}) == 7
 
 
 def test_without_a_guardian_nobody_is_watched() -> None:

@@ -35,6 +35,9 @@ ORDER_BYTES_MAX: Final = 8 * 2**20
 LINE_BYTES_MAX: Final = 4096
 """Longer lines are cut into pieces: a page, as much as a pipe writes in one go."""
 
+LOG_LINES: Final = 1_000
+"""Kept of each backend where the order doesn't say (rule W7)."""
+
 LOG_BYTES_PER_LINE: Final = 5 * 1024
 """As many of the longest lines as are to be kept fit in one file, so `log` and `log.1` hold at least these (rule W7),
 and a replica never takes more than twice that."""
@@ -127,7 +130,7 @@ class Keeper:
     def __init__(self, directory: Path, order: dict[str, Any]) -> None:
         self._directory = directory
         self._order = order
-        self._log = Log(directory, int(order["log_lines"]))
+        self._log = Log(directory, lines_of(order))
         self._phase = RUNNING
         self._deadline: float | None = None
         self._status: int | None = None
@@ -314,6 +317,11 @@ def prctl(option: int, argument: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, argument, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+
+
+def lines_of(order: dict[str, Any]) -> int:
+    """Lines of the backend's output to keep; a worker of an earlier version doesn't say."""
+    return int(order.get("log_lines", LOG_LINES))
 
 
 def guardian_of(order: dict[str, Any]) -> int | None:
