@@ -33,8 +33,10 @@ def shown(shared: Installation, model: str) -> dict[str, Any] | None:
 
 
 def told(shared: Installation, model: str, kind: str) -> dict[str, Any]:
-    """The only event of that kind, as it stands in the log."""
-    (found,) = shared.get(f"/events?model={model}&type={kind}&limit=100")["items"]
+    """The only event of that kind, as it stands in the history, which may be a moment behind."""
+    path = f"/events?model={model}&type={kind}&limit=100"
+    until(lambda: shared.get(path)["items"], f"the history tells of {kind}")
+    (found,) = shared.get(path)["items"]
     event: dict[str, Any] = found
     return event
 
