@@ -90,3 +90,15 @@ def test_a_keeper_that_failed_is_told_by_its_last_line(tmp_path: Path) -> None:
 def test_an_order_of_the_version_before_names_nobody_to_die_with() -> None:
     """W4: an upgrade replaces the keeper's file before it replaces the worker that starts keepers."""
     assert keeper.guardian_of({}) is None
+
+
+async def test_a_stop_that_comes_after_the_end_changes_nothing() -> None:
+    """W5: a backend may end by itself while everything is being stopped."""
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    handle = Handle(process.pid, os.pidfd_open(process.pid))
+    process.kill()
+    await handle.ended()
+    handle.ask_to_stop()
+    handle.let_go()
+    handle.ask_to_stop()
+    await process.wait()

@@ -107,6 +107,8 @@ class Handle:
 
     def ask_to_stop(self) -> None:
         """The keeper asks, terminates and kills, each with its limit; asking again changes nothing."""
+        if self._pidfd < 0:  # it has ended, and its supervisor is about to say so
+            return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
 
