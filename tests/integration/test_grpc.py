@@ -26,7 +26,7 @@ from modelyard_services.router.main import scheduler
 from modelyard_services.router.proto.modelyard.v1 import scheduler_pb2 as pb
 from modelyard_services.router.proto.modelyard.v1.scheduler_pb2_grpc import SchedulerStub
 from modelyard_services.router.router import Router
-from tests.support.given import a_drain, incarnation_of
+from tests.support.given import GIB, a_drain, a_model, a_ready_replica, incarnation_of, some_spec
 from tests.support.nats_servers import Servers
 from tests.support.scheduler_code import CONTRACT, SERVICES, generate
 from tests.support.yard import Yard, a_router, a_yard, leases_on
@@ -110,6 +110,26 @@ async def test_errors_bear_a_status_and_their_details(yard: Yard) -> None:
         assert json.loads(detail.extra_json)["node"] == "n1"
         assert detail.retryable
         assert detail.retry_after_seconds >= 5
+
+
+async def test_a_model_that_cannot_be_placed_says_whether_waiting_helps(yard: Yard) -> None:
+    """T8, P5: what no change of load can help, what frees one day, and what is too much at once."""
+    await yard.model(nodes=["n1"])
+    await yard.commit(*a_model("huge", some_spec(vram=900 * GIB)))
+    await yard.commit(*a_model("late", some_spec(vram=8 * GIB)))
+    await yard.commit(*a_ready_replica("r-1", node="n1", vram={0: 20 * GIB}, pinned=True))
+    async with a_channel(yard) as (_router, channel):
+        stub = SchedulerStub(channel)  # type: ignore[no-untyped-call]  # generated
+        for model, status, code, retryable in (
+            ("huge", grpc.StatusCode.FAILED_PRECONDITION, "unsatisfiable", False),
+            ("late", grpc.StatusCode.RESOURCE_EXHAUSTED, "no_capacity", True),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await stub.Route(pb.RouteRequest(model=model, wait_seconds=0))
+            assert failed.value.code() is status
+            detail = _detail(failed.value)
+            assert (detail.code, detail.retryable) == (code, retryable)
+            assert "vram (short by" in detail.detail
 
 
 async def test_once_a_token_exists_leases_need_an_operators(yard: Yard) -> None:
