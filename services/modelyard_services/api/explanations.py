@@ -12,7 +12,6 @@ from litestar.params import FromPath, QueryParameter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from modelyard_events.decision import Decision
-from modelyard_events.envelope import instant
 from modelyard_events.ids import CommandId, ModelName, NodeName
 from modelyard_projections import queries
 from modelyard_projections.fleet import ModelState
@@ -26,7 +25,8 @@ from modelyard_services.api.history import (
     view_of_decision,
     view_of_record,
 )
-from modelyard_services.api.moments import At, Moment, moment, open_log, sequence_of
+from modelyard_services.api.moments import At, Moment, moment, open_log, sequence_of, time_of
+from modelyard_services.api.queries import Cursor, Limit
 from modelyard_services.api.service import PAGE_MAX, ApiRequest, Service, model_in, node_in, page, service_of
 from modelyard_services.errors import NotFoundError
 from modelyard_services.policy.explain import NodeAccount, explain
@@ -41,9 +41,6 @@ EFFECTS_MAX: Final = 100
 
 DECISIONS_MAX: Final = 20
 """The newest decisions that an answer about a model holds."""
-
-Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Nodes in one answer.")]
-Cursor = Annotated[str | None, QueryParameter(name="after", description="The `next` of the page before.")]
 
 
 class CausesView(msgspec.Struct, frozen=True):
@@ -204,7 +201,7 @@ async def _why(
     return WhyView(
         model=model.name,
         sequence=seen.fleet.sequence,
-        time=instant(seen.fleet.time_ns) if seen.fleet.sequence else None,
+        time=time_of(seen.fleet),
         schedule=stands.schedule,
         replicas=stands.replicas,
         ready=stands.ready,

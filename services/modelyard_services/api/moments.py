@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import msgspec
 from litestar.params import QueryParameter
 
+from modelyard_events.envelope import instant
 from modelyard_projections.demand import Demand
 from modelyard_projections.fleet import Fleet
 from modelyard_services.api.service import Service
@@ -57,6 +58,11 @@ async def moment(service: Service, at: str | None, *, field: str = "at") -> Mome
         return Moment(fleet, now, service.search, service.runtime.demand, clock.now_ns(), clock.monotonic_ns())
     fleet = await _folded(service, at, field)
     return Moment(fleet, Readings(), PLAIN, None, fleet.time_ns, 0)
+
+
+def time_of(fleet: Fleet) -> datetime | None:
+    """When the log took the last event of `fleet`; None in an empty one."""
+    return instant(fleet.time_ns) if fleet.sequence else None
 
 
 async def _folded(service: Service, at: str, field: str) -> Fleet:

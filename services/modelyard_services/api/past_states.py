@@ -10,21 +10,19 @@ import msgspec
 from litestar import Controller, get
 from litestar.params import FromQuery, QueryParameter
 
-from modelyard_events.envelope import instant
 from modelyard_projections.fleet import Fleet
 from modelyard_projections.hashing import StateHash
 from modelyard_services.api import views
 from modelyard_services.api.access import requires
 from modelyard_services.api.difference import Change, Kind, difference
-from modelyard_services.api.moments import At, Moment, moment
+from modelyard_services.api.moments import At, Moment, moment, time_of
+from modelyard_services.api.queries import Cursor, Limit
 from modelyard_services.api.service import PAGE_MAX, ApiRequest, page, service_of
 from modelyard_services.errors import InvalidQueryError, PayloadTooLargeError
 
 STATE_ENTITIES_MAX: Final = 10_000
 """In one answer: about 10 MB. More is asked for list by list, each with `?at=`."""
 
-Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Changes in one answer.")]
-Cursor = Annotated[str | None, QueryParameter(name="after", description="The `next` of the page before.")]
 From = Annotated[str, QueryParameter(name="from", description="A sequence or a time (RFC 3339).")]
 To = Annotated[str | None, QueryParameter(name="to", description="A sequence or a time (RFC 3339); now, if not given.")]
 
@@ -95,7 +93,7 @@ class PastStates(Controller):
         """What was added, removed or changed from one to the other, each with its fields before and after."""
         service = service_of(request)
         before = (await moment(service, since, field="from")).fleet
-        later = (await moment(service, until or str(service.fleet.sequence), field="to")).fleet
+        later = (await moment(service, until, field="to")).fleet
         if later.sequence < before.sequence:
             raise InvalidQueryError(
                 f"to: it (sequence {later.sequence}) is before from (sequence {before.sequence})",
@@ -116,7 +114,7 @@ def _state(seen: Moment) -> StateView:
     monotonic_ns = seen.monotonic_ns
     return StateView(
         sequence=fleet.sequence,
-        time=_time(fleet),
+        time=time_of(fleet),
         hash=StateHash.of(fleet).text,
         settings=views.settings_view(fleet),
         nodes=[
@@ -135,8 +133,4 @@ def _state(seen: Moment) -> StateView:
 
 
 def _point(fleet: Fleet) -> PointView:
-    return PointView(fleet.sequence, _time(fleet))
-
-
-def _time(fleet: Fleet) -> datetime | None:
-    return instant(fleet.time_ns) if fleet.sequence else None
+    return PointView(fleet.sequence, time_of(fleet))

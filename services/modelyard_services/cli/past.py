@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from modelyard_services.cli import formats, tables
 from modelyard_services.cli.history import event_line
+from modelyard_services.cli.rejections import worded
 from modelyard_services.cli.session import Session, WrongUsageError, segment
 
 AtOption = Annotated[str | None, Parameter(name="--at")]
@@ -165,11 +166,7 @@ def _verdict(judged: dict[str, Any]) -> str:
         scores = judged["scores"] or {}
         told = ", ".join(f"{name} {formats.field(_as_size(name), value)}" for name, value in scores.items())
         return f"it can: {told}"
-    short = ""
-    if judged["figure"] is not None:
-        figure = formats.size(judged["figure"]) if judged["unit"] == "bytes" else str(judged["figure"])
-        short = f" ({'short by ' if judged['unit'] == 'bytes' else ''}{figure})"
-    return f"{judged['filter']}{short}" + (f": {judged['detail']}" if judged["detail"] else "")
+    return worded(judged)
 
 
 def _as_size(name: str) -> str:

@@ -127,13 +127,7 @@ def api(
     common.run("api", lambda stop: serve(settings, stop, joined=partial(joined, settings)))
 
 
-def router(
-    *,
-    host: str = "127.0.0.1",
-    grpc_port: int = 7071,
-    routing: Routing | None = None,
-    common: Common,
-) -> None:
+def router(*, host: str = "127.0.0.1", grpc_port: int = 7071, routing: Routing | None = None, common: Common) -> None:
     """Run a router alone, behind gRPC.
 
     Parameters
@@ -152,13 +146,7 @@ def router(
     common.run("router", lambda stop: serve(settings, stop))
 
 
-def gateway(
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    routing: Routing | None = None,
-    common: Common,
-) -> None:
+def gateway(*, host: str = "127.0.0.1", port: int = 8080, routing: Routing | None = None, common: Common) -> None:
     """Run a gateway alone, with its own router in process.
 
     Parameters

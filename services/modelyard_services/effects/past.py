@@ -135,6 +135,8 @@ class Past:
         return decode_fleet(self._snapshots[newest][1])
 
     def _keep(self, fleet: Fleet) -> None:
+        if fleet.sequence in self._snapshots:
+            return
         fleet.take_touched()
         self._snapshots[fleet.sequence] = (fleet.time_ns, encode_fleet(fleet))
         while len(self._snapshots) > 1 and self._bytes() > SNAPSHOTS_BYTES_MAX:

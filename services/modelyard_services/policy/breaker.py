@@ -117,9 +117,8 @@ def _shortfall(view: View, model: ModelState, before: Watch, changes: Sequence[R
 def _refusal(fleet: Fleet, view: View, model: ModelName) -> Outcome | None:
     """What placing one more comes to where it fails for lack of capacity; None where it doesn't."""
     if not fleet.nodes:
-        return (
-            None  # an installation that waits for its first node lacks no capacity yet: nobody knows what it will have
-        )
+        # An installation that waits for its first node lacks no capacity yet: nobody knows what it will have.
+        return None
     request = asking(fleet, fleet.models[model], CommandId("breaker"), view.moment.log_ns)
     found = view.search.survey(fleet, view.readings, wish_of(fleet, request))
     # A node that would take it once its back-off is over lacks no capacity, only patience (T6).

@@ -9,12 +9,13 @@ from typing import Self
 
 import msgspec
 
-from modelyard_events.codec import UndecodableEventError, decode
+from modelyard_events.codec import UndecodableEventError
 from modelyard_projections.checkpoint import Checkpoint
 from modelyard_projections.fleet import Fleet, FoldError
 from modelyard_projections.hashing import Changes, StateHash
 from modelyard_projections.history import History
 from modelyard_projections.rows import entities_of
+from modelyard_services.effects.feed import recorded
 from modelyard_services.effects.log.contract import Stored
 
 
@@ -91,16 +92,10 @@ class Folding:
         batch = events[0].sequence
         for one in events:
             try:
-                recorded = decode(
-                    one.body,
-                    sequence=one.sequence,
-                    time_ns=one.time_ns,
-                    event_id=one.event_id,
-                    batch_end=one.batch_end,
-                )
+                event = recorded(one)
                 if history is not None:
-                    history.add(recorded, one.body, self.fleet)
-                self.fleet.apply(recorded)
+                    history.add(event, one.body, self.fleet)
+                self.fleet.apply(event)
             except (UndecodableEventError, FoldError) as error:
                 raise UnreadableError(one.sequence, batch, str(error)) from error
             if one.batch_end:

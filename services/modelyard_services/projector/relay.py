@@ -10,9 +10,10 @@ from typing import Final
 
 import structlog
 
-from modelyard_events.codec import UndecodableEventError, decode
+from modelyard_events.codec import UndecodableEventError
 from modelyard_projections.cloudevents import CloudEvent, cloud_event
 from modelyard_services.effects.clock import Clock, backoff_seconds
+from modelyard_services.effects.feed import recorded
 from modelyard_services.effects.log.contract import Log, LogUnavailable, Stored
 from modelyard_services.effects.tracing import span
 from modelyard_services.projector.errors import ProjectionStoppedError, PublicStreamError
@@ -107,11 +108,11 @@ class _Telling:
         unreadable: UndecodableEventError | None = None
         for one in events:
             try:
-                recorded = decode(one.body, sequence=one.sequence, time_ns=one.time_ns, event_id=one.event_id)
+                event = recorded(one)
             except UndecodableEventError as error:
                 unreadable = error
                 break
-            messages.append(cloud_event(recorded, log_id=self._log.log_id))
+            messages.append(cloud_event(event, log_id=self._log.log_id))
         with span("relay") as work:
             work.note(events=len(messages), first=events[0].sequence)
             work.link(message.headers.get("ce-traceparent") for message in messages)

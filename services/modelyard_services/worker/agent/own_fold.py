@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import structlog
 
-from modelyard_events.codec import UndecodableEventError, decode
+from modelyard_events.codec import UndecodableEventError
 from modelyard_projections.fleet import Fleet, FoldError
+from modelyard_services.effects.feed import recorded
 from modelyard_services.effects.log.contract import Stored
 
 _log = structlog.get_logger(__name__)
@@ -34,8 +35,7 @@ class OwnFold:
             return False
         try:
             for one in chunk:
-                event = decode(one.body, sequence=one.sequence, time_ns=one.time_ns, event_id=one.event_id)
-                self.fleet.apply(event)
+                self.fleet.apply(recorded(one))
         except (UndecodableEventError, FoldError) as error:
             # Skipping it would be acting on a picture that is wrong; ending what serves well would be worse.
             self._unreadable = True
